@@ -1,0 +1,324 @@
+"""The configuration: dataclasses, presets, and reading and writing them as TOML.
+
+Order of precedence, weakest first: preset, file, command-line options, `--set a.b=c`. Paths are relative to
+the directory the command is run in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from fym.errors import UserError
+from fym.options import Option, about, closest, flatten, get, option, options_of, put, tomllib
+
+
+def _frames_4k1(value: int) -> str | None:
+    if value == 0 or (value >= 5 and value % 4 == 1):
+        return None
+    lower = max(5, (value - 1) // 4 * 4 + 1)
+    return (
+        f"must be 4k+1 and at least 5, because 4 frames share one latent frame; take {lower} or {lower + 4}"
+    )
+
+
+def _sparse_4n1(value: int) -> str | None:
+    return None if value != 0 and _frames_4k1(value) is None else _frames_4k1(max(value, 2))
+
+
+def _not_empty(value: list[Any]) -> str | None:
+    return None if value else "must have at least one entry"
+
+
+def _open_sigmas(value: list[float]) -> str | None:
+    return _not_empty(value) or (None if all(0 < s < 1 for s in value) else "each must lie between 0 and 1")
+
+
+@dataclass
+class ModelConfig:
+    """The video diffusion model."""
+
+    path: str = option("embedded", 'the model: "embedded", a local diffusers folder or a hub id')
+    dtype: str = option(
+        "auto", "number format of the base model", choices=("auto", "float32", "bfloat16", "float16")
+    )
+    device: str = option("auto", 'device of the model: "auto", "cpu", "cuda", "cuda:1", ...')
+
+
+@dataclass
+class ClipConfig:
+    """The reference clip."""
+
+    path: str = option("", "the reference clip: a video file, a gif or a folder of png frames")
+    prompt: str = option("", "what the reference clip shows, in words")
+    start: int = option(0, "first frame taken from the clip", low=0)
+    frames: int = option(
+        0, "number of frames, 4k+1; 0 = the most that clip and model allow", low=0, check=_frames_4k1
+    )
+    height: int = option(0, "height in pixels after resize and centre crop; 0 = the model's", low=0)
+    width: int = option(0, "width in pixels after resize and centre crop; 0 = the model's", low=0)
+
+
+@dataclass
+class HeadsConfig:
+    """Stage 1: which attention heads are spatial, which temporal."""
+
+    rule: str = option("mass", "how a head is judged", choices=("mass", "cosine", "topk"))
+    threshold: float = option(
+        1.3, "rule mass: a head is temporal from this ratio of temporal to spatial mass", low=0
+    )
+    topk: int = option(
+        0, "rule topk: this many heads with the largest ratio are temporal, over the whole model", low=0
+    )
+    band: float = option(1.0, "half-width of the attention band, in latent frames", low=0.01)
+    seeds: int = option(3, "number of noise seeds averaged", low=1)
+    rows: int = option(0, "query rows sampled per head; 0 = all up to 4096 tokens", low=0)
+    sigmas: list[float] = field(
+        default_factory=lambda: [0.9998],
+        metadata=about("noise levels averaged, each between 0 and 1", check=_open_sigmas),
+    )
+
+
+@dataclass
+class StageConfig:
+    """What the two training stages share."""
+
+    steps: int = option(500, "optimiser steps", low=0)
+    learning_rate: float = option(1e-4, "learning rate of AdamW", low=0)
+    weight_decay: float = option(0.1, "weight decay of AdamW", low=0)
+    rank: int = option(16, "rank of the adapter", low=1)
+    alpha: float = option(16.0, "the adapter is scaled by alpha / rank", low=0)
+    batch_size: int = option(1, "samples a step", low=1)
+
+
+@dataclass
+class SpatialConfig(StageConfig):
+    """Stage 2: appearance, one frame a step, on the spatial heads."""
+
+
+@dataclass
+class TemporalConfig(StageConfig):
+    """Stage 3: motion, sparsely picked frames, on the temporal heads."""
+
+    weight_decay: float = option(0.5, "weight decay of AdamW", low=0)
+    sparse_frames: int = option(17, "frames picked from the clip, 4n+1", check=_sparse_4n1)
+    picking: str = option(
+        "uniform",
+        "which frames: evenly spread, with a random phase each step, or where the motion is largest",
+        choices=("uniform", "phase", "motion"),
+    )
+    positions: str = option(
+        "stride",
+        "time positions of the picked latent frames (none = 0, 1, 2, ...)",
+        choices=("stride", "ratio", "pixel", "none"),
+    )
+    latents: str = option(
+        "encode",
+        "encode the picked frames as a clip of their own, or select from the latent frames of the full clip",
+        choices=("encode", "select"),
+    )
+    motion_weight: float = option(1.0, "weight of the motion loss", low=0)
+    debias: bool = option(False, "add the appearance-debiased term to the loss")
+
+
+@dataclass
+class TuneConfig:
+    """Both training stages."""
+
+    targets: str = option("qkvo", "projections that get an adapter", choices=("qkv", "qkvo"))
+    noise: str = option("uniform", "distribution of the noise level", choices=("uniform", "logit_normal"))
+    weighting: str = option("bell", "weight of a noise level in the loss", choices=("bell", "none"))
+    grad_clip: float = option(1.0, "largest gradient norm; 0 = no clipping", low=0)
+    seed: int = option(0, "seed of the whole run", low=0, high=2**32 - 1)
+    checkpoint_every: int = option(100, "steps between checkpoints", low=1)
+    keep: int = option(2, "checkpoints kept", low=1)
+    sample_every: int = option(0, "steps between sample clips; 0 = only at the end", low=0)
+    log_every: int = option(10, "steps between log lines where the output is not a terminal", low=1)
+    gradient_checkpointing: bool = option(False, "recompute activations: less memory, more time")
+
+
+@dataclass
+class GenerateConfig:
+    """Clips made with a motion file, and the samples of a training run."""
+
+    motion: str = option("", "the motion file; empty = the base model alone")
+    prompts: list[str] = field(
+        default_factory=list,
+        metadata=about("what the new clips show; empty = the prompt of the reference clip"),
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [0],
+        metadata=about("one clip per prompt and seed", low=0, high=2**32 - 1, check=_not_empty),
+    )
+    temporal_scale: float = option(1.0, "strength of the motion", low=0, high=2)
+    spatial_scale: float = option(0.0, "strength of the reference's look", low=0, high=2)
+    steps: int = option(0, "sampling steps; 0 = the model's", low=0)
+    guidance_scale: float = option(-1.0, "guidance scale; below 0 = the model's")
+    frames: int = option(0, "number of frames, 4k+1; 0 = the model's", low=0, check=_frames_4k1)
+    height: int = option(0, "height in pixels; 0 = the model's", low=0)
+    width: int = option(0, "width in pixels; 0 = the model's", low=0)
+    output: str = option(
+        "out.mp4",
+        "where the clip goes: .mp4, .gif, or a folder name ending in / for png frames; "
+        "may hold {prompt}, {index} and {seed}",
+    )
+
+
+@dataclass
+class Config:
+    """Everything a run depends on; `fym init` writes it as a commented file."""
+
+    preset: str = option(
+        "auto",
+        'values of the two stages not given here; "auto" = tiny for the embedded model, fast for others',
+        choices=("auto", "paper", "fast", "tiny"),
+    )
+    output: str = option("", "the run directory; empty = runs/ and the clip's name")
+    model: ModelConfig = field(default_factory=ModelConfig)
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    spatial: SpatialConfig = field(default_factory=SpatialConfig)
+    temporal: TemporalConfig = field(default_factory=TemporalConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+
+
+def _stages(rank: int, steps: tuple[int, int], rate: float, decay: tuple[float, float]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for stage, count, weight_decay in zip(("spatial", "temporal"), steps, decay, strict=True):
+        both = {"rank": rank, "alpha": float(rank), "learning_rate": rate}
+        values |= {f"{stage}.{k}": v for k, v in both.items()}
+        values |= {f"{stage}.steps": count, f"{stage}.weight_decay": weight_decay}
+    return values
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": _stages(128, (3000, 2000), 1e-4, (0.01, 0.01)),
+    "fast": _stages(16, (500, 500), 1e-4, (0.1, 0.5)),
+    "tiny": _stages(16, (100, 300), 1e-3, (0.01, 0.01)) | {"temporal.sparse_frames": 13},
+}
+OPTIONS: dict[str, Option] = options_of(Config)
+
+
+def resolve_preset(preset: str, model: str) -> str:
+    """The preset that "auto" stands for."""
+    if preset != "auto":
+        return preset
+    return "tiny" if model == "embedded" else "fast"
+
+
+def default_config(model: str = "embedded", preset: str = "auto") -> Config:
+    """The configuration of a preset with nothing else given."""
+    config = Config(preset=resolve_preset(preset, model))
+    config.model.path = model
+    for name, value in PRESETS[config.preset].items():
+        put(config, name, value)
+    return config
+
+
+def load_config(
+    path: str | Path | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    assignments: Sequence[str] = (),
+) -> Config:
+    """Preset, TOML file `path`, `overrides`, `assignments`: each is stronger than the one before.
+
+    overrides: dotted names (or nested tables) with typed values, or a list of "a.b=c" texts; assignments:
+    "a.b=c" texts. Raises one UserError that lists every unknown key with the nearest valid name and every
+    wrong value.
+    """
+    if not isinstance(overrides, Mapping):
+        overrides, assignments = {}, [*overrides, *assignments]
+    sections = {o.section for o in OPTIONS.values() if o.section}
+    errors: list[str] = []
+    given: dict[str, Any] = {}
+    for source in (_read_toml(Path(path)) if path is not None else {}, dict(overrides)):
+        for name, value in flatten(source, sections).items():
+            _accept(given, errors, name, value, text=False)
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if equals:
+            _accept(given, errors, name.strip(), text.strip(), text=True)
+        else:
+            errors.append(f'"{assignment}" is not of the form name=value')
+
+    config = default_config(given.get("model.path", "embedded"), given.get("preset", "auto"))
+    for name, value in given.items():
+        if name != "preset":
+            put(config, name, value)
+    errors += _conflicts(config)
+    if errors:
+        where = str(path) if path is not None else "the command line"
+        count = "1 mistake" if len(errors) == 1 else f"{len(errors)} mistakes"
+        raise UserError(
+            f"{count} in the configuration",
+            errors[0] if len(errors) == 1 else "\n".join(f"  - {e}" for e in errors),
+            f"Correct {where}; `fym init` writes a file with every option and what it may be",
+        )
+    return config
+
+
+def to_toml(config: Config, commented: bool = False) -> str:
+    """The configuration as TOML text that `load_config` reads back to an equal one."""
+    lines: list[str] = []
+    if commented:
+        lines += [
+            "# Every option of fym. Values here are overruled by command-line options and by --set a.b=c."
+        ]
+    section = ""
+    for name, opt in OPTIONS.items():
+        if opt.section != section:
+            section = opt.section
+            lines += ["", f"[{section}]"]
+            if commented:
+                lines[-1] += f"  # {(type(get(config, section)).__doc__ or '').strip()}"
+        if commented:
+            allowed = (
+                f" ({opt.expected()})" if opt.choices or opt.low is not None or opt.high is not None else ""
+            )
+            lines.append(f"# {opt.help}{allowed}")
+        value = get(config, name)
+        if opt.many:  # tomli_w breaks a list over several lines; a short one reads better on one
+            inner = ", ".join(tomli_w.dumps({"x": entry}).strip().removeprefix("x = ") for entry in value)
+            lines.append(f"{opt.leaf} = [{inner}]")
+        else:
+            lines.append(tomli_w.dumps({opt.leaf: value}).strip())
+    return "\n".join(lines).strip() + "\n"
+
+
+def _accept(given: dict[str, Any], errors: list[str], name: str, value: Any, *, text: bool) -> None:
+    opt = OPTIONS.get(name)
+    if opt is None:
+        near = closest(name, OPTIONS)
+        errors.append(f"unknown key {name}" + (f" (did you mean {near}?)" if near else ""))
+        return
+    try:
+        given[name] = opt.convert_text(value) if text else opt.convert(value)
+    except ValueError as error:
+        errors.append(str(error))
+
+
+def _conflicts(config: Config) -> list[str]:
+    """Mistakes that only show when two options are seen together."""
+    errors = []
+    if config.heads.rule == "topk" and config.heads.topk == 0:
+        errors.append("heads.topk = 0: rule topk needs the number of temporal heads")
+    if 0 < config.clip.frames < config.temporal.sparse_frames:
+        sparse = config.temporal.sparse_frames
+        errors.append(f"temporal.sparse_frames = {sparse}: more than clip.frames = {config.clip.frames}")
+    return errors
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} cannot be read", "there is no such file", "`fym init` writes one") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read", str(error.strerror or error), "Check the path") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a TOML file", str(error), "Correct that place in the file") from None
