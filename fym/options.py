@@ -1,4 +1,4 @@
-"""Typed options: what a setting is called, what it may be, how a value from a file or command line becomes it.
+"""Typed options: what a setting is called, what it may be, how a value from a file or a shell becomes it.
 
 `fym.config` declares its dataclasses with `option(...)`; the TOML reader, the commented template, the command
 line's help and its error messages all read the same declaration, so they cannot drift apart.
