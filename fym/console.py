@@ -9,7 +9,7 @@ A trainer calls five methods and needs nothing else:
     console.end_stage()
 
 `step` counts finished steps from 1 (a resumed stage starts higher). Every key of the row may be missing;
-other keys are ignored. The time of the first step of a stage never enters the averages: it pays for warming up.
+other keys are ignored. The first step of a stage never enters the averages: it pays for warming up.
 """
 
 from __future__ import annotations

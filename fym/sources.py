@@ -1,0 +1,192 @@
+"""Where pictures come from: a video file or a folder of pictures, decoded in order, damage noticed.
+
+A picture is (H,W,3) or, with transparency, (H,W,4) uint8, upright (the file's rotation mark is
+applied).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import av
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from fym.errors import UserError
+
+FOLDER_FPS = 16.0  # a folder of pictures has no frame rate: Wan's own is assumed
+RATE_TOLERANCE = (
+    0.25  # of a frame's duration; containers round times (33/34 ms), variable rates differ by more
+)
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+# ffmpeg would show the characters of a text file as a picture.
+NOT_VIDEO_FORMATS = {"tty"}
+
+Picture = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+class Source(Protocol):
+    """Pictures in order with the width of a pixel relative to its height, then facts about what was read."""
+
+    def pictures(self, stop: int | None) -> Iterator[tuple[Picture, float]]:
+        """The first `stop` pictures (None: all); UserError at the first damaged one."""
+
+    def fps(self, start: int) -> float:
+        """Frames a second from picture `start` on; UserError where the rate varies."""
+
+    def sha256(self) -> str: ...
+
+
+def open_source(path: Path) -> Source:
+    if not path.exists():
+        raise UserError(f"{path} cannot be read", "there is no such file", "Check the path of the clip")
+    return Folder(path) if path.is_dir() else VideoFile(path)
+
+
+class VideoFile:
+    """A file that ffmpeg can decode, read from its first frame: seeking is not exact in every container."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._times: list[float | None] = []
+        self._rate = self._tick = 0.0
+        self._packets = 0
+        self._complete = False  # read to the end, so that packets and frames can be compared
+
+    def pictures(self, stop: int | None) -> Iterator[tuple[Picture, float]]:
+        self._times, self._packets, self._complete = [], 0, False
+        try:
+            container = av.open(str(self.path))
+        except PermissionError as error:
+            raise UserError(
+                f"{self.path} cannot be read", str(error.strerror), "Check its permissions"
+            ) from None
+        except (av.FFmpegError, OSError) as error:
+            raise self._not_video(f"ffmpeg finds nothing it knows in it ({error.strerror})") from None
+        with container:
+            yield from self._decode(container, self._stream(container), stop)
+
+    def _stream(self, container: Any) -> VideoStream:
+        if container.format.name in NOT_VIDEO_FORMATS:
+            raise self._not_video("it is a text file")
+        cover = av.stream.Disposition.attached_pic  # the cover picture of a piece of music
+        streams = [s for s in container.streams.video if not s.disposition & cover]
+        if not streams:
+            raise self._not_video("it holds no moving pictures")
+        stream: VideoStream = streams[0]
+        stream.thread_type = "AUTO"
+        # Otherwise damaged places are painted over in silence.
+        stream.codec_context.options = {"err_detect": "explode"}
+        self._rate = float(stream.average_rate or stream.guessed_rate or 0)
+        self._tick = float(stream.time_base or 0)
+        return stream
+
+    def _decode(
+        self, container: Any, stream: VideoStream, stop: int | None
+    ) -> Iterator[tuple[Picture, float]]:
+        aspect = float(stream.sample_aspect_ratio or 1)
+        samples = 0
+        has_times = container.format.name != "avi"  # which stores the order of decoding alone
+        try:
+            for packet in container.demux(stream):
+                samples += packet.size > 0
+                self._packets += packet.size > 0 and not packet.is_discard
+                for frame in packet.decode():
+                    if frame.is_corrupt:
+                        raise self._damaged("the decoder marks it as broken")
+                    picture, turned = upright(frame)
+                    yield picture, 1 / aspect if turned else aspect
+                    self._times.append(frame.time if has_times else None)
+                    if len(self._times) == stop:
+                        return
+        except av.FFmpegError as error:
+            raise self._damaged(str(error.strerror)) from None
+        if samples < stream.frames:
+            raise self._damaged(f"the file ends there, {stream.frames} frames are announced")
+        self._complete = True
+
+    def fps(self, start: int) -> float:
+        times = [t for t in self._times[start:] if t is not None]
+        if len(times) < 2:
+            return self._rate or FOLDER_FPS
+        steps = np.diff(np.array(times))
+        usual = float(np.median(steps))
+        # A clock as coarse as a gif's (1/100 s) cannot help rounding by one tick.
+        slack = max(RATE_TOLERANCE * usual, 1.01 * self._tick if usual > 1.99 * self._tick else 0.0)
+        uneven = np.flatnonzero(np.abs(steps - usual) > slack)
+        if len(uneven) and self._complete and self._packets > len(self._times):
+            raise self._damaged("frames are missing there", int(uneven[0]) + start + 1)
+        if len(uneven) or usual <= 0:
+            low, high = (1 / max(s, 1e-3) for s in (steps.max(), steps.min()))
+            rate = round(1 / usual) if usual > 0 else 24
+            raise UserError(
+                f"{self.path} has a variable frame rate",
+                f"it runs at {low:.3g} to {high:.3g} frames a second, so speeds seen in it are not real",
+                f"Make it constant, for example: ffmpeg -i {self.path.name} -vf fps={rate} constant.mp4",
+            )
+        measured = (len(times) - 1) / (times[-1] - times[0])
+        # The container's rate is exact (30000/1001) where the times are rounded.
+        return self._rate if abs(measured - self._rate) < 0.01 * measured else measured
+
+    def sha256(self) -> str:
+        digest = hashlib.sha256()
+        with self.path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    def _not_video(self, why: str) -> UserError:
+        return UserError(f"{self.path} is not a video", why, "Give an mp4, mov, webm, mkv, avi or gif file")
+
+    def _damaged(self, why: str, frame: int | None = None) -> UserError:
+        frame = len(self._times) if frame is None else frame
+        return UserError(
+            f"{self.path} is damaged near frame {frame}",
+            why,
+            "Use another copy of the file, or the part before it with --frames",
+        )
+
+
+class Folder:
+    """Pictures in a folder, in the order of the numbers in their names."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        names = [f for f in path.iterdir() if f.suffix.lower() in PICTURES and not f.name.startswith(".")]
+        self.files = sorted(
+            names, key=lambda f: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", f.name)]
+        )
+        if not self.files:
+            raise UserError(
+                f"{path} is not a clip", "the folder holds no pictures", "Give a video or png frames"
+            )
+
+    def pictures(self, stop: int | None) -> Iterator[tuple[Picture, float]]:
+        for file in self.files[:stop]:
+            try:
+                with av.open(str(file)) as container:
+                    yield upright(next(container.decode(video=0)))[0], 1.0
+            except (av.FFmpegError, StopIteration, IndexError):
+                raise UserError(f"{file} is damaged", "it is not a picture", "Replace or remove it") from None
+
+    def fps(self, start: int) -> float:
+        return FOLDER_FPS
+
+    def sha256(self) -> str:
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        return digest.hexdigest()
+
+
+def upright(frame: VideoFrame) -> tuple[Picture, bool]:
+    """The picture of a frame, and whether height and width changed places by turning it upright."""
+    transparent = frame.format.name == "pal8" or any(c.is_alpha for c in frame.format.components)
+    picture = frame.to_ndarray(format="rgba" if transparent else "rgb24")
+    quarters = round(frame.rotation / 90) % 4  # counter-clockwise, as in np.rot90
+    return np.ascontiguousarray(np.rot90(picture, quarters)), quarters % 2 == 1
