@@ -208,7 +208,7 @@ class TestBadInput:
     def test_corrupted_middle(self, tmp_path):
         """Bytes of the middle are overwritten: the message, not frames that the decoder has painted over.
 
-        h264 has no checksum, so a few wrong bytes may still decode to a wrong picture; a lost sector does not.
+        h264 has no checksum, so a few wrong bytes may decode to a wrong picture; a lost sector does not.
         """
         noise = np.random.default_rng(1)
         pictures = noise.integers(
