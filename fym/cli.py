@@ -1,0 +1,258 @@
+"""The command line: it reads the options, checks what can be checked beforehand and calls the package.
+
+Exit codes: 0 done, 1 a fault of ours, 2 a mistake the user can repair, 130 stopped with Ctrl-C. FYM_DEBUG=1
+shows tracebacks. Every option that describes the work is a field of `fym.config`; its help comes from there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fym import __version__
+from fym.cli_fields import FieldArgument, FieldOption, read_config, with_fields
+from fym.config import to_toml
+from fym.console import Console, duration
+from fym.errors import UserError
+from fym.files import write_file
+
+# What a run writes into its directory, and so all that --fresh takes away.
+RUN_FILES = (
+    "config.toml",
+    "heads.json",
+    "heads.png",
+    "train.jsonl",
+    "timings.json",
+    "motion.safetensors",
+    "spatial.safetensors",
+    "reference.mp4",
+    "scores.json",
+    "report.html",
+)
+RUN_FOLDERS = ("samples", "checkpoints")
+
+
+MODEL = (
+    FieldOption("model.path", "--model"),
+    FieldOption("model.dtype", "--dtype"),
+    FieldOption("model.device", "--device"),
+)
+CLIP = (
+    FieldArgument("clip.path", "[CLIP]"),
+    FieldOption("clip.start", "--start"),
+    FieldOption("clip.frames", "--frames"),
+    FieldOption("clip.height", "--height"),
+    FieldOption("clip.width", "--width"),
+)
+HEADS = (
+    FieldOption("heads.rule", "--rule"),
+    FieldOption("heads.seeds", "--classify-seeds"),
+    FieldOption("heads.rows", "--classify-rows"),
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="fym")
+def cli() -> None:
+    """Learn the motion of one clip and give it to new content."""
+
+
+@cli.command()
+@with_fields(
+    FieldOption("clip.prompt", "--prompt"),
+    FieldOption("output", "-o", "--output"),
+    FieldOption("preset", "--preset"),
+    *CLIP,
+    *MODEL,
+    *HEADS,
+    FieldOption("spatial.steps", "--spatial-steps"),
+    FieldOption("temporal.steps", "--temporal-steps"),
+    FieldOption("temporal.sparse_frames", "--sparse-frames"),
+    FieldOption("temporal.picking", "--picking"),
+    FieldOption("temporal.positions", "--positions"),
+    FieldOption("tune.targets", "--targets"),
+    FieldOption("tune.seed", "--seed"),
+    FieldOption("tune.sample_every", "--sample-every"),
+    FieldOption("generate.prompts", "--sample-prompt", multiple=True),
+)
+@click.option("--dry-run", is_flag=True, help="stop after the plan")
+@click.option(
+    "--fresh", is_flag=True, help="start over; without it the same command goes on where it stopped"
+)
+def train(dry_run: bool, fresh: bool, **given: Any) -> None:
+    """Learn the motion of CLIP.
+
+    Writes motion.safetensors, a report and all that led to it into the run directory.
+    """
+    config = read_config(given)
+    from fym import checks, tune
+
+    checks.check_training(config)
+    console = Console(log_every=config.tune.log_every)
+    if dry_run:
+        for title, rows in tune.plan(config).tables():
+            console.table(title, rows)
+        return
+    run_dir = checks.run_directory(config)
+    if fresh:
+        clear_run(run_dir)
+    tune.train(config, run_dir, console=console)
+    console.info(f"motion file  {run_dir / 'motion.safetensors'}")
+    console.info(f"report       {run_dir / 'report.html'}")
+
+
+@cli.command()
+@with_fields(
+    FieldOption("generate.motion", "--motion"),
+    FieldOption("generate.prompts", "--prompt", multiple=True),
+    FieldOption("generate.output", "-o", "--output"),
+    FieldOption("generate.seeds", "--seed", multiple=True),
+    FieldOption("generate.temporal_scale", "--scale"),
+    FieldOption("generate.spatial_scale", "--spatial-scale"),
+    FieldOption("generate.steps", "--steps"),
+    FieldOption("generate.guidance_scale", "--guidance-scale"),
+    FieldOption("generate.frames", "--frames"),
+    FieldOption("generate.height", "--height"),
+    FieldOption("generate.width", "--width"),
+    *MODEL,
+)
+def generate(**given: Any) -> None:
+    """Make clips: one for every --prompt and --seed, both of which may be given several times."""
+    config = read_config(given)
+    from fym import checks, video
+
+    jobs = checks.plan_generation(config)
+    wanted = config.generate
+    console = Console()
+    from fym.families import load_family
+    from fym.generate import generate as generate_clips
+    from fym.motion_file import check_matches, load_motion_file
+
+    motion = load_motion_file(Path(wanted.motion)) if wanted.motion else None
+    family = load_family(config.model.path, dtype=config.model.dtype, device=config.model.device)
+    if motion is not None:
+        check_matches(motion, family)
+    for job in jobs:  # one at a time: what is finished is on disk
+        started = time.monotonic()
+        clips = generate_clips(
+            family,
+            [job.prompt],
+            motion=motion,
+            temporal_scale=wanted.temporal_scale,
+            spatial_scale=wanted.spatial_scale,
+            seeds=[job.seed],
+            num_frames=wanted.frames,
+            height=wanted.height,
+            width=wanted.width,
+            steps=wanted.steps,
+            guidance_scale=None if wanted.guidance_scale < 0 else wanted.guidance_scale,
+        )
+        video.write_clip(job.path, clips[0], family.default_fps)
+        console.info(f"{job.path}  seed {job.seed}, {duration(time.monotonic() - started)}: {job.prompt}")
+
+
+@cli.command()
+@with_fields(
+    *CLIP,
+    FieldOption("clip.prompt", "--prompt"),
+    FieldOption("output", "-o", "--output"),
+    *MODEL,
+    *HEADS,
+    FieldOption("heads.threshold", "--threshold"),
+    FieldOption("heads.topk", "--topk"),
+    FieldOption("tune.seed", "--seed"),
+)
+def classify(**given: Any) -> None:
+    """Tell the spatial from the temporal attention heads on CLIP: heads.json and a picture of it."""
+    config = read_config(given)
+    from fym import checks
+
+    checks.check_clip(config)
+    run_dir = checks.run_directory(config)
+    checks.check_writable(run_dir)
+    from fym.tune import classify_clip
+
+    classify_clip(config, run_dir, console=Console(log_every=config.tune.log_every))
+    for name in ("heads.json", "heads.png"):
+        click.echo(str(run_dir / name))
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="for programs")
+def doctor(as_json: bool) -> None:
+    """Show the machine, versions and kernels, what is missing and the command that repairs it."""
+    from fym.doctor import examine
+
+    report = examine()
+    if as_json:
+        click.echo(json.dumps(report.as_dict(), indent=2))
+    else:
+        report.print(Console())
+    if report.problems:
+        sys.exit(1)
+
+
+@cli.command()
+@click.argument("path", default="fym.toml")
+@with_fields(FieldOption("preset", "--preset"), FieldOption("model.path", "--model"))
+@click.option("--force", is_flag=True, help="replace a file that is there")
+def init(path: str, force: bool, **given: Any) -> None:
+    """Write a commented configuration file with every option to PATH (fym.toml)."""
+    config = read_config(given)
+    target = Path(path)
+    if target.exists() and not force:
+        raise UserError(
+            f"{target} is not written", "the file is there already", "Give another name or --force"
+        )
+    write_file(target, to_toml(config, commented=True))
+    click.echo(f"{target}: edit it, then run  fym train CLIP --config {target}")
+
+
+def clear_run(run_dir: Path) -> None:
+    """Removes the files of a former run, and no others, from its directory."""
+    for name in RUN_FILES:
+        (run_dir / name).unlink(missing_ok=True)
+    for name in RUN_FOLDERS:
+        shutil.rmtree(run_dir / name, ignore_errors=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    debug = os.environ.get("FYM_DEBUG", "") not in ("", "0")
+    if not debug:  # the libraries' own remarks are for developers
+        for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+            os.environ.setdefault(name, "error")
+    try:
+        code = cli.main(args=arguments, prog_name="fym", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return UserError.exit_code
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        click.echo(f"fym: {error}", err=True)
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("fym: stopped", err=True)
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            advice = "Set FYM_DEBUG=1 and run it again to see where"
+            click.echo(f"fym: an internal error, {type(error).__name__}: {error}. {advice}.", err=True)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
