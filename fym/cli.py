@@ -94,9 +94,11 @@ def train(dry_run: bool, fresh: bool, **given: Any) -> None:
     Writes motion.safetensors, a report and all that led to it into the run directory.
     """
     config = read_config(given)
-    from fym import checks, tune
+    from fym import checks
 
     checks.check_training(config)
+    from fym import tune
+
     console = Console(log_every=config.tune.log_every)
     if dry_run:
         for title, rows in tune.plan(config).tables():
@@ -188,7 +190,7 @@ def classify(**given: Any) -> None:
 
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="for programs")
-def doctor(as_json: bool) -> None:
+def doctor(as_json: bool) -> int:
     """Show the machine, versions and kernels, what is missing and the command that repairs it."""
     from fym.doctor import examine
 
@@ -197,8 +199,7 @@ def doctor(as_json: bool) -> None:
         click.echo(json.dumps(report.as_dict(), indent=2))
     else:
         report.print(Console())
-    if report.problems:
-        sys.exit(1)
+    return 1 if report.problems else 0
 
 
 @cli.command()

@@ -1,0 +1,304 @@
+"""The command line: options are fields, checks come before long work, messages and exit codes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+import torch
+
+from fym import cli
+from fym.checks import plan_generation, run_directory
+from fym.config import OPTIONS, default_config, load_config, to_toml
+from fym.errors import UserError
+from fym.options import tomllib
+from fym.video import write_clip
+
+RUN_CONTROL = {"config_file", "assignments", "dry_run", "fresh", "as_json", "force", "path"}
+
+
+@pytest.fixture(autouse=True)
+def inside(tmp_path, monkeypatch):
+    """Every test works in its own empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def clip() -> str:
+    return save_clip("clip.mp4", 17)
+
+
+def save_clip(name: str, frames: int, height: int = 32, width: int = 32) -> str:
+    pictures = np.random.default_rng(0).integers(0, 255, (frames, height, width, 3), np.uint8)
+    write_clip(name, torch.from_numpy(pictures), 16)
+    return name
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Anything long is forbidden: loading a model fails the test."""
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError("long work began before the input was checked")
+
+    monkeypatch.setattr("fym.tune.train", forbidden)
+    monkeypatch.setattr("fym.tune.plan", forbidden)
+    monkeypatch.setattr("fym.families.load_family", forbidden)
+
+
+def refused(capsys, *arguments: str) -> str:
+    """Runs a command that must end with code 2 and one message; returns the message."""
+    before = sorted(Path().rglob("*"))
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("fym: ") and "Traceback" not in err
+    assert sorted(Path().rglob("*")) == before, "a refused command leaves files"
+    return err
+
+
+class TestOptions:
+    def test_every_option_is_a_field(self):
+        """Or one of the few that steer the run itself."""
+        for command in cli.cli.commands.values():
+            for param in command.params:
+                field = getattr(param, "field", None)
+                assert field in OPTIONS or param.name in RUN_CONTROL, (command.name, param.name)
+
+    def test_init_writes_every_option(self):
+        assert cli.main(["init"]) == 0
+        parsed = tomllib.loads(Path("fym.toml").read_text())
+        for command in cli.cli.commands.values():
+            for field in (getattr(p, "field", None) for p in command.params):
+                if field:
+                    section = parsed
+                    for part in field.split("."):
+                        section = section[part]
+        assert load_config("fym.toml") == default_config()
+
+    def test_init_does_not_overwrite(self, capsys):
+        assert cli.main(["init", "a.toml", "--preset", "paper"]) == 0
+        capsys.readouterr()
+        assert "is there already" in refused(capsys, "init", "a.toml")
+        assert cli.main(["init", "a.toml", "--force"]) == 0
+
+    def test_every_command_has_help(self, capsys):
+        for name, command in cli.cli.commands.items():
+            assert cli.main([name, "--help"]) == 0
+            shown = " ".join(capsys.readouterr().out.split())
+            assert command.help.splitlines()[0] in shown
+            for param in command.params:
+                if isinstance(param, click.Option):
+                    assert param.help, (name, param.name)
+
+    def test_help_needs_no_torch(self):
+        """`fym --help` answers at once: the heavy libraries are not imported for it."""
+        code = "import sys; from fym.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+    def test_options_reach_the_configuration(self, clip, monkeypatch):
+        seen = []
+        monkeypatch.setattr(
+            "fym.tune.train", lambda config, run_dir, *, console: seen.append((config, run_dir))
+        )
+        Path("c.toml").write_text("[temporal]\nrank = 4\nsteps = 9\n")
+        arguments = ["train", clip, "--prompt", '"quoted" = [text]', "-o", "out/run", "--config", "c.toml"]
+        arguments += ["--temporal-steps", "7", "--sparse-frames", "9", "--set", "temporal.debias=true"]
+        arguments += ["--sample-prompt", "a", "--sample-prompt", "b, c"]
+        assert cli.main(arguments) == 0
+        config, run_dir = seen[0]
+        assert run_dir == Path("out/run") and config.clip.path == clip
+        assert config.clip.prompt == '"quoted" = [text]' and config.generate.prompts == ["a", "b, c"]
+        assert (config.temporal.rank, config.temporal.steps, config.temporal.sparse_frames) == (4, 7, 9)
+        assert config.temporal.debias is True and config.preset == "tiny"
+
+    def test_unknown_option_and_command(self, capsys):
+        assert cli.main(["train", "--promt", "x"]) == 2
+        assert "--prompt" in capsys.readouterr().err
+        assert cli.main(["trian"]) == 2
+
+
+@pytest.mark.usefixtures("no_work")
+class TestBadInput:
+    """Each is refused before a model is loaded, and leaves no file behind."""
+
+    def test_not_a_video(self, capsys):
+        Path("letter.mp4").write_text("not a video")
+        assert "letter.mp4 is not a video" in refused(capsys, "train", "letter.mp4", "--prompt", "a ball")
+
+    def test_no_such_clip_and_no_clip(self, capsys):
+        assert "no such file" in refused(capsys, "train", "none.mp4", "--prompt", "a ball")
+        assert "No clip" in refused(capsys, "train", "--prompt", "a ball")
+
+    def test_one_frame(self, capsys):
+        assert "holds one frame" in refused(capsys, "train", save_clip("a.mp4", 1), "--prompt", "a ball")
+
+    def test_too_short_for_sparse_sampling(self, capsys):
+        message = refused(capsys, "train", save_clip("a.mp4", 10), "--prompt", "a ball")
+        assert "10 frames from frame 0 on, and sparse sampling picks 13" in message
+        assert "--sparse-frames 9" in message
+        message = refused(capsys, "train", save_clip("b.mp4", 4), "--prompt", "a ball")
+        assert "Use a longer clip" in message
+
+    def test_corrupted_middle(self, capsys, clip):
+        data = bytearray(Path(clip).read_bytes())
+        data[len(data) // 3 : len(data) // 2] = os.urandom(len(data) // 2 - len(data) // 3)
+        Path(clip).write_bytes(data)
+        assert "is damaged near frame" in refused(capsys, "train", clip, "--prompt", "a ball")
+
+    @pytest.mark.parametrize("prompt", ["", "   "])
+    def test_empty_prompt(self, capsys, clip, prompt):
+        assert "The prompt is empty" in refused(capsys, "train", clip, "--prompt", prompt)
+        assert "empty" in refused(capsys, "train", clip, "--prompt", "a ball", "--sample-prompt", prompt)
+        assert "is empty" in refused(capsys, "generate", "--prompt", "a ball", "--prompt", prompt)
+
+    def test_no_prompt(self, capsys, clip):
+        assert "The prompt is empty" in refused(capsys, "train", clip)
+        assert "No prompt" in refused(capsys, "generate")
+
+    def test_unknown_keys_all_at_once(self, capsys, clip):
+        Path("c.toml").write_text("[temporal]\nsparse_frame = 9\n[tune]\nsead = 1\n")
+        message = refused(capsys, "train", clip, "--config", "c.toml", "--set", "lr=1", "--seed", "x")
+        for part in (
+            "temporal.sparse_frames?",
+            "tune.seed?",
+            "learning_rate?",
+            'tune.seed = "x"',
+            "4 mistakes",
+        ):
+            assert part in message
+
+    def test_unwritable_output(self, capsys, clip):
+        Path("file").write_text("x")
+        assert "cannot be written" in refused(capsys, "train", clip, "--prompt", "a", "-o", "file/run")
+        assert "cannot be written" in refused(capsys, "generate", "--prompt", "a", "-o", "file/a.mp4")
+        assert "not written as .avi" in refused(capsys, "generate", "--prompt", "a", "-o", "a.avi")
+        assert "cannot be written" in refused(capsys, "classify", clip, "-o", "file/run")
+
+    def test_variable_frame_rate_of_a_real_gif(self, capsys):
+        from PIL import Image
+
+        pictures = [Image.new("L", (16, 16), 20 * i) for i in range(8)]
+        pictures[0].save(
+            "a.gif", save_all=True, append_images=pictures[1:], duration=[40, 40, 40, 40, 200, 40, 40, 40]
+        )
+        assert "variable frame rate" in refused(
+            capsys, "train", "a.gif", "--prompt", "a", "--set", "temporal.sparse_frames=5"
+        )
+
+    def test_fresh_keeps_the_old_run_when_refused(self, capsys):
+        Path("runs/a/checkpoints").mkdir(parents=True)
+        Path("runs/a/motion.safetensors").write_text("old")
+        refused(capsys, "train", save_clip("a.mp4", 4), "--prompt", "a ball", "--fresh")
+        assert Path("runs/a/motion.safetensors").read_text() == "old"
+
+
+class TestTrain:
+    def test_odd_size_is_accepted(self, monkeypatch):
+        seen = []
+        monkeypatch.setattr("fym.tune.train", lambda config, run_dir, *, console: seen.append(run_dir))
+        save_clip("odd", 13, 37, 51)
+        assert cli.main(["train", "odd", "--prompt", "a ball"]) == 0
+        assert seen == [Path("runs/odd")]
+
+    def test_fresh_removes_a_run_and_nothing_else(self, clip, monkeypatch):
+        monkeypatch.setattr("fym.tune.train", lambda config, run_dir, *, console: None)
+        run = Path("runs/clip")
+        (run / "checkpoints").mkdir(parents=True)
+        for name in ("train.jsonl", "checkpoints/1", "letter.txt"):
+            (run / name).write_text("x")
+        assert cli.main(["train", clip, "--prompt", "a"]) == 0
+        assert (run / "train.jsonl").exists()
+        assert cli.main(["train", clip, "--prompt", "a", "--fresh"]) == 0
+        assert [f.name for f in run.iterdir()] == ["letter.txt"]
+
+    def test_dry_run_prints_the_plan_and_trains_nothing(self, clip, monkeypatch, capsys):
+        class Plan:
+            def tables(self):
+                return [("Model", [("path", "embedded")])]
+
+        monkeypatch.setattr("fym.tune.plan", lambda config: Plan())
+        monkeypatch.setattr("fym.tune.train", lambda *a, **k: pytest.fail("trained"))
+        assert cli.main(["train", clip, "--prompt", "a", "--dry-run"]) == 0
+        assert "embedded" in capsys.readouterr().out and not Path("runs").exists()
+
+    def test_run_directory(self):
+        config = default_config()
+        config.clip.path = "some/where/clip.v2.mp4"
+        assert run_directory(config) == Path("runs/clip.v2")
+        config.output = "elsewhere"
+        assert run_directory(config) == Path("elsewhere")
+
+
+class TestExitCodes:
+    @pytest.mark.parametrize(
+        ("error", "code", "text"),
+        [
+            (UserError("It is broken", "it fell", "Glue it"), 2, "fym: It is broken: it fell. Glue it.\n"),
+            (KeyboardInterrupt(), 130, "fym: stopped\n"),
+            (RuntimeError("oh"), 1, "fym: an internal error, RuntimeError: oh."),
+        ],
+    )
+    @pytest.mark.parametrize("debug", [False, True])
+    def test_codes_and_messages(self, clip, monkeypatch, capsys, error, code, text, debug):
+        def fail(*args, **kwargs):
+            raise error
+
+        monkeypatch.setattr("fym.tune.train", fail)
+        monkeypatch.setenv("FYM_DEBUG", "1" if debug else "0")
+        assert cli.main(["train", clip, "--prompt", "a"]) == code
+        err = capsys.readouterr().err
+        assert ("Traceback" in err) == (debug and code != 130)
+        assert debug or text in err
+
+    def test_as_a_program(self):
+        done = subprocess.run([sys.executable, "-m", "fym", "train", "x.mp4"], capture_output=True, text=True)
+        assert done.returncode == 2 and "there is no such file" in done.stderr and done.stdout == ""
+        done = subprocess.run([sys.executable, "-m", "fym", "--version"], capture_output=True, text=True)
+        assert done.returncode == 0 and done.stdout.startswith("fym")
+
+
+class TestGeneratePlan:
+    @staticmethod
+    def plan(output: str, prompts=("a red ball",), seeds=(0,)) -> list[str]:
+        config = default_config()
+        config.generate.prompts, config.generate.seeds = list(prompts), list(seeds)
+        config.generate.output = output
+        return [str(job.path) for job in plan_generation(config)]
+
+    def test_one_clip_keeps_the_name(self):
+        assert self.plan("out.mp4") == ["out.mp4"]
+
+    def test_several_get_what_tells_them_apart(self):
+        assert self.plan("d/o.gif", ["a", "b"]) == ["d/o-0.gif", "d/o-1.gif"]
+        assert self.plan("o", seeds=[3, 5]) == ["o-s3", "o-s5"]
+        assert self.plan("o.mp4", ["a", "b"], [1, 2])[2:] == ["o-1-s1.mp4", "o-1-s2.mp4"]
+
+    def test_pattern(self):
+        names = self.plan("{prompt}_{seed}.mp4", ["A red ball, on sand!", "../etc"], [7])
+        assert names == ["a-red-ball-on-sand_7.mp4", "etc_7.mp4"]
+        assert len(self.plan("{prompt}.mp4", ["long " * 50])[0]) < 60
+
+    @pytest.mark.parametrize(
+        ("output", "prompts", "seeds", "expected"),
+        [
+            ("{seed}.mp4", ("a", "b"), (0,), "names several clips alike"),
+            ("o.mp4", ("a",), (1, 1), "names several clips alike"),
+            ("{sed}.mp4", ("a",), (1,), "{sed} stands for nothing"),
+            ("o.mp4", ("a", " "), (1,), "Prompt 2 of 2 is empty"),
+        ],
+    )
+    def test_mistakes(self, output, prompts, seeds, expected):
+        with pytest.raises(UserError) as caught:
+            self.plan(output, prompts, seeds)
+        assert expected in str(caught.value)
+
+    def test_prompt_of_the_configuration_serves(self, tmp_path):
+        config = default_config()
+        config.clip.prompt = "a ball"
+        Path("c.toml").write_text(to_toml(config))
+        assert [job.prompt for job in plan_generation(load_config("c.toml"))] == ["a ball"]
