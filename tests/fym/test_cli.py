@@ -13,11 +13,10 @@ import pytest
 import torch
 
 from fym import cli
-from fym.checks import plan_generation, run_directory
-from fym.config import OPTIONS, default_config, load_config, to_toml
+from fym.config import OPTIONS, default_config, load_config
 from fym.errors import UserError
 from fym.options import tomllib
-from fym.video import write_clip
+from fym.video import read_clip, write_clip
 
 RUN_CONTROL = {"config_file", "assignments", "dry_run", "fresh", "as_json", "force", "path"}
 
@@ -226,13 +225,6 @@ class TestTrain:
         assert cli.main(["train", clip, "--prompt", "a", "--dry-run"]) == 0
         assert "embedded" in capsys.readouterr().out and not Path("runs").exists()
 
-    def test_run_directory(self):
-        config = default_config()
-        config.clip.path = "some/where/clip.v2.mp4"
-        assert run_directory(config) == Path("runs/clip.v2")
-        config.output = "elsewhere"
-        assert run_directory(config) == Path("elsewhere")
-
 
 class TestExitCodes:
     @pytest.mark.parametrize(
@@ -262,43 +254,71 @@ class TestExitCodes:
         assert done.returncode == 0 and done.stdout.startswith("fym")
 
 
-class TestGeneratePlan:
-    @staticmethod
-    def plan(output: str, prompts=("a red ball",), seeds=(0,)) -> list[str]:
-        config = default_config()
-        config.generate.prompts, config.generate.seeds = list(prompts), list(seeds)
-        config.generate.output = output
-        return [str(job.path) for job in plan_generation(config)]
+class FakeFamily:
+    """What the command needs of a model."""
 
-    def test_one_clip_keeps_the_name(self):
-        assert self.plan("out.mp4") == ["out.mp4"]
+    default_fps = 16.0
 
-    def test_several_get_what_tells_them_apart(self):
-        assert self.plan("d/o.gif", ["a", "b"]) == ["d/o-0.gif", "d/o-1.gif"]
-        assert self.plan("o", seeds=[3, 5]) == ["o-s3", "o-s5"]
-        assert self.plan("o.mp4", ["a", "b"], [1, 2])[2:] == ["o-1-s1.mp4", "o-1-s2.mp4"]
 
-    def test_pattern(self):
-        names = self.plan("{prompt}_{seed}.mp4", ["A red ball, on sand!", "../etc"], [7])
-        assert names == ["a-red-ball-on-sand_7.mp4", "etc_7.mp4"]
-        assert len(self.plan("{prompt}.mp4", ["long " * 50])[0]) < 60
+class TestGenerate:
+    """The command around the sampler: jobs, files, and what is left when something goes wrong."""
 
-    @pytest.mark.parametrize(
-        ("output", "prompts", "seeds", "expected"),
-        [
-            ("{seed}.mp4", ("a", "b"), (0,), "names several clips alike"),
-            ("o.mp4", ("a",), (1, 1), "names several clips alike"),
-            ("{sed}.mp4", ("a",), (1,), "{sed} stands for nothing"),
-            ("o.mp4", ("a", " "), (1,), "Prompt 2 of 2 is empty"),
-        ],
-    )
-    def test_mistakes(self, output, prompts, seeds, expected):
-        with pytest.raises(UserError) as caught:
-            self.plan(output, prompts, seeds)
-        assert expected in str(caught.value)
+    @pytest.fixture
+    def sampler(self, monkeypatch):
+        """A sampler that remembers its calls and fails at the prompt "fail" with the error set on it."""
+        calls: list[dict] = []
 
-    def test_prompt_of_the_configuration_serves(self, tmp_path):
-        config = default_config()
-        config.clip.prompt = "a ball"
-        Path("c.toml").write_text(to_toml(config))
-        assert [job.prompt for job in plan_generation(load_config("c.toml"))] == ["a ball"]
+        def generate(family, prompts, *, seeds, **settings):
+            calls.append({"prompts": prompts, "seeds": seeds, **settings})
+            if prompts == ["fail"]:
+                raise KeyboardInterrupt
+            return [torch.full((5, 16, 16, 3), 40 * len(calls), dtype=torch.uint8)]
+
+        monkeypatch.setattr("fym.families.load_family", lambda *args, **kwargs: FakeFamily())
+        monkeypatch.setattr("fym.generate.generate", generate)
+        return calls
+
+    def test_several_prompts_and_seeds_in_one_call(self, sampler, capsys):
+        arguments = [
+            "generate",
+            "--prompt",
+            "a",
+            "--prompt",
+            "b",
+            "--seed",
+            "3",
+            "--seed",
+            "4",
+            "-o",
+            "new/o.mp4",
+        ]
+        assert cli.main([*arguments, "--scale", "0.5", "--steps", "7", "--guidance-scale", "1"]) == 0
+        names = ["o-0-s3.mp4", "o-0-s4.mp4", "o-1-s3.mp4", "o-1-s4.mp4"]
+        assert sorted(f.name for f in Path("new").iterdir()) == names
+        assert [(c["prompts"], c["seeds"]) for c in sampler] == [
+            (["a"], [3]),
+            (["a"], [4]),
+            (["b"], [3]),
+            (["b"], [4]),
+        ]
+        assert all((c["temporal_scale"], c["steps"], c["guidance_scale"]) == (0.5, 7, 1.0) for c in sampler)
+        assert abs(int(read_clip("new/o-1-s3.mp4").frames.float().mean()) - 120) < 3
+        assert all(name in capsys.readouterr().out for name in names[:1])
+
+    def test_values_of_the_model_unless_given(self, sampler):
+        assert cli.main(["generate", "--prompt", "a"]) == 0
+        assert (
+            sampler[0]["guidance_scale"] is None
+            and sampler[0]["num_frames"] == 0
+            and sampler[0]["motion"] is None
+        )
+
+    def test_interrupted_keeps_what_is_finished(self, sampler):
+        assert cli.main(["generate", "--prompt", "a", "--prompt", "fail", "--prompt", "b"]) == 130
+        assert os.listdir() == ["out-0.mp4"] and len(read_clip("out-0.mp4").frames) == 5
+
+    def test_motion_file_that_is_none(self, sampler, capsys):
+        Path("bad.safetensors").write_text("nothing")
+        for name in ("bad.safetensors", "missing.safetensors"):
+            assert name in refused(capsys, "generate", "--prompt", "a", "--motion", name)
+        assert sampler == []
