@@ -1,0 +1,223 @@
+"""Head-restricted LoRA: low-rank updates that touch the rows (q, k, v) or columns (o) of some heads only.
+
+Head h owns output rows [hD, (h+1)D) of the q, k and v projections and the same input columns of o. An adapter
+stores only what can be non-zero; base weights and biases stay whole. H heads, D head dim, d = H D, n active
+heads of a layer, r rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Update(NamedTuple):
+    """What the kernels take for one layer: scale * lora_b @ lora_a on the rows or columns of `heads`."""
+
+    heads: Tensor  # (n,) int64, sorted
+    lora_a: dict[str, Tensor]  # by projection: q, k, v (r, d); o (r, n D)
+    lora_b: dict[str, Tensor]  # by projection: q, k, v (n D, r); o (d, r)
+    scale: float
+
+
+class LoraPair(nn.Module):
+    """A and B of one projection. A Kaiming-uniform, B zero: a new adapter changes nothing."""
+
+    def __init__(self, d_in: int, d_out: int, rank: int, generator: torch.Generator | None) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(d_in)  # kaiming_uniform with a = sqrt(5), as PEFT starts
+        start = torch.rand(rank, d_in, generator=generator) * (2 * bound) - bound
+        self.lora_A = nn.Parameter(start)
+        self.lora_B = nn.Parameter(torch.zeros(d_out, rank))
+
+
+class HeadLora(nn.Module):
+    """One adapter over all layers, fp32. heads: per layer the (n,) sorted head numbers, possibly none.
+
+    targets: the projections, "qkvo" or "qkv". State dict keys: blocks.N.{q,k,v,o}.lora_{A,B}; a layer without
+    heads has none.
+    """
+
+    def __init__(
+        self,
+        heads: Sequence[Tensor | Sequence[int]],
+        *,
+        num_heads: int,
+        head_dim: int,
+        rank: int,
+        alpha: float,
+        targets: str = "qkvo",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.heads = [torch.as_tensor(h, dtype=torch.int64).unique() for h in heads]
+        for layer, active in enumerate(self.heads):
+            if len(active) and not 0 <= int(active[0]) <= int(active[-1]) < num_heads:
+                raise ValueError(
+                    f"heads of layer {layer} are {active.tolist()}; allowed: 0 to {num_heads - 1}"
+                )
+        if targets not in ("qkv", "qkvo"):
+            raise ValueError(f'targets is "{targets}"; allowed: "qkv", "qkvo"')
+        self.num_heads, self.head_dim = num_heads, head_dim
+        self.rank, self.alpha, self.targets = rank, alpha, targets
+        self.blocks = nn.ModuleDict()
+        d = num_heads * head_dim
+        for layer, active in enumerate(self.heads):
+            if len(active):
+                rows = len(active) * head_dim
+                self.blocks[str(layer)] = nn.ModuleDict(
+                    {
+                        p: LoraPair(rows if p == "o" else d, d if p == "o" else rows, rank, generator)
+                        for p in targets
+                    }
+                )
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / self.rank
+
+    @property
+    def device(self) -> torch.device:
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+    def layer(self, number: int) -> dict[str, LoraPair]:
+        """The pairs of one layer by projection; empty where it has no heads."""
+        name = str(number)
+        if name not in self.blocks:
+            return {}
+        pairs = self.blocks[name]
+        return {p: pairs[p] for p in self.targets}  # type: ignore[index, misc]
+
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def rows(self, layer: int) -> Tensor:
+        """(n D,) rows of q, k, v (columns of o) that the heads of a layer own."""
+        return (self.heads[layer][:, None] * self.head_dim + torch.arange(self.head_dim)).flatten()
+
+    def to_full(self) -> dict[str, Tensor]:
+        """The adapter as an ordinary LoRA with its zeros: blocks.N.q.lora_A (r, d), .lora_B (d, r), ..."""
+        full = {}
+        d = self.num_heads * self.head_dim
+        for layer in range(len(self.heads)):
+            rows = self.rows(layer)
+            for p, pair in self.layer(layer).items():
+                a, b = pair.lora_A.detach().cpu(), pair.lora_B.detach().cpu()
+                if p == "o":
+                    a = a.new_zeros(self.rank, d).index_copy(1, rows, a)
+                else:
+                    b = b.new_zeros(d, self.rank).index_copy(0, rows, b)
+                full[f"blocks.{layer}.{p}.lora_A"] = a
+                full[f"blocks.{layer}.{p}.lora_B"] = b
+        return full
+
+    def load_full(self, full: Mapping[str, Tensor]) -> None:
+        """The reverse of `to_full`. ValueError: a projection is missing, or other heads' rows not zero."""
+        for layer in range(len(self.heads)):
+            rows = self.rows(layer)
+            for p, pair in self.layer(layer).items():
+                name = f"blocks.{layer}.{p}"
+                if f"{name}.lora_A" not in full or f"{name}.lora_B" not in full:
+                    raise ValueError(f"{name} is missing")
+                a, b = full[f"{name}.lora_A"].float(), full[f"{name}.lora_B"].float()
+                compact = (a[:, rows], b) if p == "o" else (a, b[rows])
+                whole, part = (a, compact[0]) if p == "o" else (b, compact[1])
+                if int(whole.count_nonzero()) != int(part.count_nonzero()):
+                    raise ValueError(f"{name} changes heads that are not in its head map")
+                with torch.no_grad():
+                    pair.lora_A.copy_(compact[0])
+                    pair.lora_B.copy_(compact[1])
+
+
+class AdapterStack:
+    """Several adapters at once, each with its own strength, as one low-rank update per layer.
+
+    A's are stacked along the rank; in the stacked B (A for o) the rows of an adapter's heads see its own rank
+    columns only, so adapters never mix. Frozen adapters are laid out once, trainable ones at every call.
+    """
+
+    def __init__(self, adapters: Sequence[tuple[HeadLora, float]] = ()) -> None:
+        self.adapters = [(adapter, scale) for adapter, scale in adapters if scale != 0]
+        self._frozen: dict[tuple[int, str], Update | None] = {}
+        self._index: dict[tuple[int, str], tuple[Tensor, list[Tensor | None]]] = {}
+
+    def qkv(self, layer: int) -> Update | None:
+        """The update of the three input projections of a layer; None where no adapter has heads."""
+        return self._update(layer, "qkv")
+
+    def out(self, layer: int) -> Update | None:
+        """The update of the output projection of a layer; None where no adapter has heads or targets it."""
+        return self._update(layer, "o")
+
+    def _update(self, layer: int, projections: str) -> Update | None:
+        key = (layer, projections)
+        if key in self._frozen:
+            return self._frozen[key]
+        present = [
+            (adapter, scale)
+            for adapter, scale in self.adapters
+            if projections[0] in adapter.targets and len(adapter.heads[layer])
+        ]
+        update = self._stack(layer, projections, present) if present else None
+        if not any(p.requires_grad for adapter, _ in present for p in adapter.parameters()):
+            self._frozen[key] = update
+        return update
+
+    def _stack(self, layer: int, projections: str, present: list[tuple[HeadLora, float]]) -> Update:
+        if len(present) == 1:
+            adapter, scale = present[0]
+            pairs = adapter.layer(layer)
+            heads, _ = self._layout(layer, projections, present)
+            return Update(
+                heads,
+                {p: pairs[p].lora_A for p in projections},
+                {p: pairs[p].lora_B for p in projections},
+                scale * adapter.scaling,
+            )
+        heads, places = self._layout(layer, projections, present)
+        lora_a: dict[str, Tensor] = {}
+        lora_b: dict[str, Tensor] = {}
+        for p in projections:
+            parts_a: list[Tensor] = []
+            parts_b: list[Tensor] = []
+            for (adapter, scale), place in zip(present, places, strict=True):
+                pair = adapter.layer(layer)[p]
+                a: Tensor = pair.lora_A
+                b = pair.lora_B * (scale * adapter.scaling)
+                if place is not None:  # one row (column) of zeros at the end stands for every absent head
+                    if p == "o":
+                        a = F.pad(a, (0, 1)).index_select(1, place)
+                    else:
+                        b = F.pad(b, (0, 0, 0, 1)).index_select(0, place)
+                parts_a.append(a)
+                parts_b.append(b)
+            lora_a[p], lora_b[p] = torch.cat(parts_a, 0), torch.cat(parts_b, 1)
+        return Update(heads, lora_a, lora_b, 1.0)
+
+    def _layout(
+        self, layer: int, projections: str, present: list[tuple[HeadLora, float]]
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """The union of the heads, and per adapter where its rows go in it (None: exactly there)."""
+        key = (layer, projections)
+        if key not in self._index:
+            device = present[0][0].device
+            union = torch.cat([adapter.heads[layer] for adapter, _ in present]).unique()
+            places: list[Tensor | None] = []
+            for adapter, _ in present:
+                own = adapter.heads[layer]
+                if len(own) == len(union):
+                    places.append(None)
+                    continue
+                dim = adapter.head_dim
+                slot = torch.full((adapter.num_heads,), -1)
+                slot[own] = torch.arange(len(own))
+                place = slot[union][:, None] * dim + torch.arange(dim)
+                place[slot[union] < 0] = len(own) * dim
+                places.append(place.flatten().to(device))
+            self._index[key] = (union.to(device), places)
+        return self._index[key]
