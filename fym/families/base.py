@@ -1,0 +1,144 @@
+"""The interface every model family offers; everything above it knows no model by name.
+
+Shapes: B batch, F pixel frames, F' latent frames, C,h,w latent channels and size, (F',H',W') token grid,
+S = F'H'W' tokens in (frame, row, column) order, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fym.adapters import AdapterStack, HeadLora
+from fym.flow import FlowMatching
+
+OnQK = Callable[[int, Tensor, Tensor], None]
+
+
+@dataclass
+class AttentionControl:
+    """What the installed attention follows; may be changed between forward passes.
+
+    time_positions: (F',) float64 places of the latent frames on the time axis, None = 0, 1, 2, ...
+    on_qk(layer, query, key): called with (B,S,H,D) after norm and RoPE. grid: set by each forward pass.
+    """
+
+    stack: AdapterStack = field(default_factory=AdapterStack)
+    time_positions: Tensor | None = None
+    on_qk: OnQK | None = None
+    grid: tuple[int, int, int] = (0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What the model was made for, unless told otherwise."""
+
+    num_frames: int
+    height: int
+    width: int
+    fps: float
+    num_inference_steps: int
+    guidance_scale: float
+    max_sequence_length: int
+    training_shift: float
+
+
+class Family(ABC):
+    """One loaded model. Its weights are frozen; only adapters given to `attention` take gradients."""
+
+    name: str
+    pipeline: Any  # the diffusers pipeline
+    transformer: Any  # its DiT
+    model_id: str  # "embedded", a hub id or a folder's name
+    model_hash: str  # of the transformer's config and weights, see loading.fingerprint
+    encoder_hash: str  # of what makes latents and text embeddings
+    defaults: Defaults
+    schedule: FlowMatching
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    device: torch.device
+
+    @property
+    def default_frames(self) -> int:
+        return self.defaults.num_frames
+
+    @property
+    def default_height(self) -> int:
+        return self.defaults.height
+
+    @property
+    def default_width(self) -> int:
+        return self.defaults.width
+
+    @property
+    def default_fps(self) -> float:
+        return self.defaults.fps
+
+    @abstractmethod
+    def encode_video(self, frames: Tensor) -> Tensor:
+        """(F,H,W,3) uint8 to (C,F',h,w) fp32 normalised latents, deterministic. F is 4k+1."""
+
+    @abstractmethod
+    def decode_video(self, latents: Tensor) -> Tensor:
+        """(C,F',h,w) to (F,H,W,3) uint8."""
+
+    @abstractmethod
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """(N,L,d_text) embeddings, padded as the model's pipeline does it."""
+
+    @abstractmethod
+    def predict(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        """The DiT: noisy latents (B,C,F',h,w), timestep (B,), text (1 or B,L,d_text) to (B,C,F',h,w) fp32."""
+
+    @abstractmethod
+    def grid(self, latents: Tensor) -> tuple[int, int, int]:
+        """(F',H',W') of latents (...,F',h,w)."""
+
+    @abstractmethod
+    def tokens(self, num_frames: int, height: int, width: int) -> int:
+        """S of a clip of this many frames and this size in pixels."""
+
+    @abstractmethod
+    def check_size(self, height: int, width: int) -> None:
+        """UserError unless clips of this size in pixels fit the model."""
+
+    @abstractmethod
+    def attention(
+        self,
+        *,
+        adapters: Sequence[tuple[HeadLora, float]] = (),
+        time_positions: Tensor | None = None,
+        on_qk: OnQK | None = None,
+    ) -> AbstractContextManager[AttentionControl]:
+        """Runs every self-attention through fym_kernels with `adapters` (each with its strength) inside the
+        block and puts the model's own attention back, object for object, at its end."""
+
+    @abstractmethod
+    def sample(
+        self,
+        text: Tensor,
+        negative: Tensor | None,
+        *,
+        generator: torch.Generator,
+        num_frames: int,
+        height: int,
+        width: int,
+        steps: int,
+        guidance_scale: float,
+    ) -> Tensor:
+        """(F,H,W,3) uint8 from the model's own pipeline. text, negative: (1,L,d_text)."""
+
+    @abstractmethod
+    def norm_leak(self, layer: int, hidden: Tensor, stack: AdapterStack) -> tuple[float, float]:
+        """How far the update of a layer's active heads reaches the others through a norm over all heads.
+
+        hidden (B,S,d): input of the layer's self-attention. Relative change (Frobenius) of the inactive
+        heads' normalised (query, key); 0 for families that normalise each head by itself.
+        """
