@@ -1,0 +1,58 @@
+"""The clips a run makes with its own motion file, and the list of them that the report reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fym.config import GenerateConfig
+from fym.families.base import Family
+from fym.files import write_file
+from fym.generate import generate
+from fym.motion_file import MotionFile
+from fym.video import write_clip
+
+
+class Samples:
+    """samples/ of a run: one clip per prompt, seed and step, listed in samples.json."""
+
+    def __init__(self, run_dir: Path, config: GenerateConfig, caption: str) -> None:
+        self.folder, self.config = run_dir / "samples", config
+        self.prompts = config.prompts or [caption]
+        self._list = self.folder / "samples.json"
+
+    def make(self, family: Family, motion: MotionFile, step: int) -> None:
+        """Generates what is not there yet, the way `fym generate` does."""
+        config = self.config
+        rows = self._rows()
+        for index, prompt in enumerate(self.prompts):
+            for seed in config.seeds:
+                wanted = {"prompt": prompt, "seed": seed, "kind": "motion", "step": step}
+                if any(
+                    wanted.items() <= row.items() and (self.folder / row["file"]).exists() for row in rows
+                ):
+                    continue
+                [frames] = generate(
+                    family,
+                    [prompt],
+                    motion=motion,
+                    temporal_scale=config.temporal_scale,
+                    spatial_scale=config.spatial_scale,
+                    seeds=[seed],
+                    num_frames=config.frames,
+                    height=config.height,
+                    width=config.width,
+                    steps=config.steps,
+                    guidance_scale=None if config.guidance_scale < 0 else config.guidance_scale,
+                )
+                name = f"step-{step:06d}-{index}-s{seed}.mp4"
+                write_clip(self.folder / name, frames, family.default_fps)
+                rows = [row for row in rows if row["file"] != name] + [{"file": name, **wanted}]
+                write_file(self._list, json.dumps(rows, indent=1) + "\n")
+
+    def _rows(self) -> list[dict[str, Any]]:
+        try:
+            return json.loads(self._list.read_text("utf-8"))
+        except (OSError, ValueError):
+            return []
