@@ -1,0 +1,116 @@
+"""The plan of a run: what a user sees before it starts, and all that --dry-run does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import fym_kernels
+from fym.adapters import HeadLora
+from fym.config import Config, StageConfig
+from fym.families.base import Family
+from fym.heads import HeadMap
+from fym.video import Clip
+
+Table = tuple[str, list[tuple[str, str]]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be tuned on what. tokens: of one forward pass; P tokens per latent frame."""
+
+    config: Config
+    run_dir: Path
+    model: str
+    parameters: int
+    layers: int
+    heads: int
+    head_dim: int
+    dtype: str
+    device: str
+    clip: Clip
+    tokens_frame: int
+    tokens_sparse: int
+    tokens_full: int
+
+    @classmethod
+    def of(cls, config: Config, run_dir: Path, family: Family, clip: Clip) -> Plan:
+        frames, height, width, _ = clip.frames.shape
+        return cls(
+            config,
+            run_dir,
+            f"{family.model_id} ({family.name}, {family.model_hash[:8]})",
+            sum(p.numel() for p in family.transformer.parameters()),
+            family.num_layers,
+            family.num_heads,
+            family.head_dim,
+            str(family.transformer.dtype).removeprefix("torch."),
+            str(family.device),
+            clip,
+            family.tokens(1, height, width),
+            family.tokens(config.temporal.sparse_frames, height, width),
+            family.tokens(frames, height, width),
+        )
+
+    def tables(self) -> list[Table]:
+        """(title, rows) for the console."""
+        frames, height, width, _ = self.clip.frames.shape
+        config = self.config
+        sparse = config.temporal.sparse_frames
+        model = [
+            ("model", self.model),
+            ("transformer", f"{self.parameters / 1e6:,.1f} M parameters, {self.layers} layers"),
+            ("attention", f"{self.heads} heads of {self.head_dim}"),
+            ("runs in", f"{self.dtype} on {self.device}"),
+        ]
+        clip = [
+            ("clip", self.clip.path),
+            ("frames", f"{frames} at {self.clip.fps:g} fps, {width}x{height}"),
+            *[("note", note) for note in self.clip.notes],
+            ("tokens", f"{self.tokens_full:,} whole, {self.tokens_sparse:,} sparse ({sparse} frames)"),
+        ]
+        return [
+            ("Model", model),
+            ("Clip", clip),
+            ("Tuning", [*self._stages(), ("kernels", self._kernels()), ("output", str(self.run_dir))]),
+        ]
+
+    def _stages(self) -> list[tuple[str, str]]:
+        def line(stage: StageConfig, tokens: int) -> str:
+            return (
+                f"{stage.steps} steps of {tokens * stage.batch_size:,} tokens, rank {stage.rank}, "
+                f"learning rate {stage.learning_rate:g}"
+            )
+
+        config = self.config
+        return [
+            ("spatial", line(config.spatial, self.tokens_frame)),
+            ("temporal", line(config.temporal, self.tokens_sparse)),
+            ("preset", config.preset),
+        ]
+
+    def _kernels(self) -> str:
+        """The backend of each op at this dtype, the ops of one backend together."""
+        dtype = getattr(torch, self.dtype)
+        by_backend: dict[str, list[str]] = {}
+        for choice in fym_kernels.explain(torch.device(self.device).type, (dtype,)):
+            by_backend.setdefault(f"{choice.backend} ({choice.reason})", []).append(choice.op)
+        return "; ".join(f"{backend}: {', '.join(ops)}" for backend, ops in by_backend.items())
+
+
+def heads_table(head_map: HeadMap, spatial: HeadLora, temporal: HeadLora) -> Table:
+    """The result of stage 1 and what it makes trainable."""
+    kind, flips = head_map.kind, int((head_map.flips > 0).sum())
+    return (
+        "Heads",
+        [
+            ("spatial", f"{int((kind == 0).sum())} heads, {spatial.num_parameters():,} trainable parameters"),
+            (
+                "temporal",
+                f"{int((kind == 1).sum())} heads, {temporal.num_parameters():,} trainable parameters",
+            ),
+            ("undecided", f"{flips} heads change sides between noise seeds"),
+        ],
+    )

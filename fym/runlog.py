@@ -1,0 +1,76 @@
+"""What a run writes down as it goes: train.jsonl, a row per step, and timings.json, an entry per part."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fym import memory
+from fym.files import write_file
+
+STAGES = ("spatial", "temporal")
+
+
+class StepLog:
+    """train.jsonl. Rows after the point where a run resumes are dropped, so that none is there twice."""
+
+    def __init__(self, path: Path, stage: str = STAGES[0], step: int = 0) -> None:
+        """Keeps the rows up to `step` of `stage`; everything later will be written again."""
+        kept = [
+            row
+            for row in _rows(path)
+            if (STAGES.index(row["stage"]), row["step"]) <= (STAGES.index(stage), step)
+        ]
+        write_file(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(dict(row)) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Timings:
+    """timings.json: {part: {"seconds", "peak_rss_mib", ...}}. A part done in several goes adds up."""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self.path, self.device = path, device
+        try:
+            self.entries: dict[str, dict[str, float]] = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError):
+            self.entries = {}
+
+    @contextmanager
+    def measure(self, part: str) -> Iterator[dict[str, float]]:
+        """Times the block, also one that ends in an exception; further figures can be put into the dict."""
+        memory.reset_peak(self.device)
+        started = time.perf_counter()
+        extra: dict[str, float] = {}
+        try:
+            yield extra
+        finally:
+            before = self.entries.get(part, {})
+            entry = {**before, **extra, "seconds": before.get("seconds", 0.0) + time.perf_counter() - started}
+            for name, value in memory.peak(self.device).items():
+                entry[f"peak_{name}"] = max(before.get(f"peak_{name}", 0.0), value)
+            self.entries[part] = {name: round(value, 4) for name, value in entry.items()}
+            write_file(self.path, json.dumps(self.entries, indent=1) + "\n")
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The rows that are whole; a killed process may leave half a line at the end."""
+    rows = []
+    for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows

@@ -1,0 +1,197 @@
+"""One tuning stage: the optimiser loop, its state, checkpoints, and what stops it.
+
+B batch, C,F',h,w latents. A step depends on nothing but the state, so an interrupted run that resumes is the
+same run, bit for bit.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fym import memory
+from fym.adapters import HeadLora
+from fym.checkpoint import Checkpoint, save_checkpoint
+from fym.config import StageConfig, TuneConfig
+from fym.console import Console
+from fym.errors import UserError
+from fym.families.base import Family
+from fym.losses import logged_terms, tuning_loss
+from fym.runlog import STAGES, StepLog
+
+Draw = Callable[[torch.Generator, int], tuple[Tensor, Tensor | None]]
+
+
+@dataclass
+class TuningState:
+    """All that a step depends on. identity: what the run was started with, checked when it resumes."""
+
+    generator: torch.Generator
+    identity: dict[str, Any]
+    adapters: dict[str, HeadLora] = field(default_factory=dict)
+    optimizer: torch.optim.Optimizer | None = None
+    stage: str = STAGES[0]
+    step: int = 0
+
+    def checkpoint(self) -> Checkpoint:
+        tensors = {"generator": self.generator.get_state()}
+        for name, adapter in self.adapters.items():
+            tensors |= {f"{name}.{key}": value for key, value in adapter.state_dict().items()}
+        if self.optimizer is not None:
+            for number, values in self.optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{number}.{key}": value for key, value in values.items()}
+        name = f"{STAGES.index(self.stage)}-{self.stage}-{self.step:06d}"
+        return Checkpoint(name, tensors, {"stage": self.stage, "step": self.step, "identity": self.identity})
+
+    def restore(self, checkpoint: Checkpoint, stage: str) -> None:
+        """Takes over generator, step and this stage's optimiser from a checkpoint of the same stage."""
+        self.stage, self.step = stage, checkpoint.record["step"]
+        self.generator.set_state(checkpoint.tensors["generator"])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in checkpoint.tensors.items():
+            if name.startswith("optimizer."):
+                _, number, key = name.split(".")
+                moments.setdefault(int(number), {})[key] = value
+        if self.optimizer is not None:
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's data and settings. draw(generator, B) gives latents (B,C,F',h,w) and time positions."""
+
+    name: str
+    settings: StageConfig
+    tune: TuneConfig
+    draw: Draw
+    text: Tensor
+    active: list[str]  # adapters in the forward pass; the stage's own one is trained
+    motion_weight: float = 0.0
+    debias: bool = False
+
+
+def run_stage(
+    family: Family,
+    stage: Stage,
+    state: TuningState,
+    *,
+    folder: Path,
+    log: StepLog,
+    console: Console,
+    after_step: Callable[[int], None] | None = None,
+) -> list[float]:
+    """Trains `state.adapters[stage.name]` from `state.step` on; returns the seconds of each step.
+
+    Checkpoints go to `folder`. Raises UserError at a loss that is not finite (before the step is taken), and
+    KeyboardInterrupt, after a checkpoint, when Ctrl-C was pressed.
+    """
+    settings, tune = stage.settings, stage.tune
+    trained = state.adapters[stage.name]
+    parameters = list(trained.parameters())
+    assert state.optimizer is not None
+    adapters = [(state.adapters[name], 1.0) for name in stage.active]
+    seconds = []
+    console.start_stage(stage.name, settings.steps)
+    try:
+        with family.attention(adapters=adapters) as control, _stop_on_interrupt() as stopped:
+            memory.reset_peak(family.device)
+            for step in range(state.step + 1, settings.steps + 1):
+                started = time.perf_counter()
+                latents, control.time_positions = stage.draw(state.generator, settings.batch_size)
+                loss, terms = _loss(family, stage, state.generator, latents)
+                loss.backward()
+                norm = torch.nn.utils.clip_grad_norm_(parameters, tune.grad_clip or float("inf"))
+                values = torch.stack([loss.detach(), norm]).tolist()
+                if not all(abs(value) < float("inf") for value in values):
+                    raise _not_finite(stage.name, step, folder)
+                state.optimizer.step()
+                state.optimizer.zero_grad(set_to_none=True)
+                state.step = step
+                seconds.append(time.perf_counter() - started)
+                row = {
+                    "loss": values[0],
+                    "loss_flow": terms[0],
+                    "loss_motion": terms[1],
+                    "grad_norm": values[1],
+                    "seconds": round(seconds[-1], 5),
+                    **memory.peak(family.device),
+                }
+                log.write({"stage": stage.name, "step": step, **row})
+                console.step(stage.name, step, row)
+                if step % tune.checkpoint_every == 0 or step == settings.steps or stopped():
+                    save_checkpoint(folder, state.checkpoint(), keep=tune.keep)
+                if stopped():
+                    raise KeyboardInterrupt
+                if after_step is not None:
+                    after_step(step)
+    finally:
+        console.end_stage()
+    return seconds
+
+
+def new_optimizer(adapter: HeadLora, settings: StageConfig) -> torch.optim.Optimizer | None:
+    """AdamW over an adapter; None where it has no parameters, since no head is of its kind."""
+    parameters = list(adapter.parameters())
+    if not parameters:
+        return None
+    return torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
+
+
+def _loss(
+    family: Family, stage: Stage, generator: torch.Generator, latents: Tensor
+) -> tuple[Tensor, tuple[float, float]]:
+    """The loss of one noisy batch and its two terms for the log. All random numbers are drawn on the CPU."""
+    schedule = family.schedule
+    sigma = schedule.draw(len(latents), generator, stage.tune.noise)
+    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    anchor = int(torch.randint(latents.shape[2], (1,), generator=generator)) if stage.debias else None
+    sigma = sigma.to(latents.device)
+    noisy, target = schedule.add_noise(latents, noise, sigma), schedule.target(latents, noise)
+    weight = schedule.weight(sigma, stage.tune.weighting)
+    pred = family.predict(noisy, schedule.timestep(sigma), stage.text)
+    loss = tuning_loss(pred, target, weight, motion_weight=stage.motion_weight, anchor=anchor)
+    return loss, logged_terms(pred.detach(), target, weight)
+
+
+def _not_finite(stage: str, step: int, folder: Path) -> UserError:
+    from fym.checkpoint import load_checkpoint
+
+    kept = load_checkpoint(folder)
+    where = f"{kept.record['stage']} step {kept.record['step']}" if kept is not None else "none"
+    return UserError(
+        f"The loss is not a number at {stage} step {step}",
+        f"the tuning diverged; the last good checkpoint is kept ({where})",
+        f"Use a smaller --set {stage}.learning_rate or --dtype float32, with --fresh",
+    )
+
+
+@contextmanager
+def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C becomes a question asked between steps; pressed a second time it stops at once."""
+    pressed = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed.is_set  # only the main thread may handle signals
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def press(number: int, frame: Any) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,329 @@
+"""The whole tuning: classify the heads, tune the spatial ones, then the temporal ones, hand over the motion.
+
+Running it again on the same run directory goes on where it stopped; every random number comes from one
+generator seeded by tune.seed, whose state is part of each checkpoint.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fym.adapters import HeadLora
+from fym.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fym.checks import run_directory
+from fym.config import OPTIONS, Config, load_config, to_toml
+from fym.console import Console
+from fym.errors import UserError
+from fym.families import Family, load_family
+from fym.files import check_writable, write_file
+from fym.heads import HeadMap, classify
+from fym.material import Material, SparseClip, read_reference
+from fym.motion_file import MotionFile, load_motion_file, save_motion_file
+from fym.options import get
+from fym.plan import Plan, heads_table
+from fym.runlog import StepLog, Timings
+from fym.samples import Samples
+from fym.stage import Stage, TuningState, new_optimizer, run_stage
+from fym.video import Clip, write_clip
+
+# Options that may change between two goes of one run: they say where things are and what is shown, not what
+# is learned. Clip and model are compared by content.
+FREE = ("output", "preset", "model.path", "model.device", "clip.path")
+FREE_SECTIONS = ("generate",)
+FREE_TUNE = ("checkpoint_every", "keep", "sample_every", "log_every", "gradient_checkpointing")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where things are, and the last losses."""
+
+    run_dir: Path
+    motion_file: Path
+    report: Path
+    head_map: HeadMap
+
+
+def plan(config: Config) -> Plan:
+    """What `train` would do; loads the model and reads the clip, writes nothing."""
+    family = _load(config)
+    return Plan.of(config, run_directory(config), family, read_reference(config.clip, family))
+
+
+def train(config: Config, run_dir: Path, *, console: Console) -> TrainResult:
+    """The whole run, resumed where `run_dir` holds a part of it.
+
+    Raises UserError: a bad clip or model, another run in the directory, a diverging loss, no temporal head;
+    KeyboardInterrupt after Ctrl-C, with a checkpoint written.
+    """
+    run_dir = Path(run_dir)
+    _check_same_run(config, run_dir)
+    check_writable(run_dir)
+    write_file(run_dir / "config.toml", to_toml(config))
+    family = _load(config)
+    if config.tune.gradient_checkpointing:
+        family.transformer.enable_gradient_checkpointing()
+    clip = read_reference(config.clip, family)
+    for title, rows in Plan.of(config, run_dir, family, clip).tables():
+        console.table(title, rows)
+    timings = Timings(run_dir / "timings.json", family.device)
+    material = Material(family, clip, config.clip, run_dir / "cache")
+    sparse = _prepare(material, config, run_dir, timings)
+    head_map = _classified(config, run_dir, family, material, timings, console)
+
+    state, checkpoint = _begin(config, run_dir, family, clip, head_map)
+    spatial, temporal = state.adapters["spatial"], state.adapters["temporal"]
+    title, rows = heads_table(head_map, spatial, temporal)
+    console.table(title, rows)
+    if checkpoint is not None:
+        console.info(f"going on after step {state.step} of the {state.stage} stage")
+    about = _about(config, family, clip, sparse)
+    samples = Samples(run_dir, config.generate, config.clip.prompt)
+    log = StepLog(run_dir / "train.jsonl", state.stage, state.step)
+    try:
+        if state.stage == "spatial":
+            stage = Stage(
+                "spatial", config.spatial, config.tune, _frame_draw(material), material.text, ["spatial"]
+            )
+            _tune(family, stage, state, run_dir, log, timings, console)
+            _advance(state, config, run_dir)
+        if state.step < config.temporal.steps:
+            stage = Stage(
+                "temporal",
+                config.temporal,
+                config.tune,
+                _clip_draw(sparse),
+                material.text,
+                ["spatial", "temporal"],
+                config.temporal.motion_weight,
+                config.temporal.debias,
+            )
+
+            def sample_now(step: int) -> None:
+                if (
+                    config.tune.sample_every
+                    and step % config.tune.sample_every == 0 < config.temporal.steps - step
+                ):
+                    samples.make(family, MotionFile(temporal, spatial, about), step)
+
+            _tune(family, stage, state, run_dir, log, timings, console, sample_now)
+    finally:
+        log.close()
+    motion_path = run_dir / "motion.safetensors"
+    save_motion_file(motion_path, temporal, spatial, about)
+    with timings.measure("sample"):
+        samples.make(family, load_motion_file(motion_path), config.temporal.steps)
+    from fym.report import write_report
+
+    return TrainResult(run_dir, motion_path, write_report(run_dir), head_map)
+
+
+def classify_clip(config: Config, run_dir: Path, *, console: Console) -> HeadMap:
+    """Stage 1 alone: heads.json and heads.png in `run_dir`."""
+    family = _load(config)
+    material = Material(family, read_reference(config.clip, family), config.clip, run_dir / "cache")
+    timings = Timings(run_dir / "timings.json", family.device)
+    return _classify(config, run_dir, family, material, timings, console)
+
+
+def _load(config: Config) -> Family:
+    return load_family(config.model.path, dtype=config.model.dtype, device=config.model.device)
+
+
+def _prepare(material: Material, config: Config, run_dir: Path, timings: Timings) -> SparseClip:
+    """Encodes everything once and puts the clip, as the model sees it, beside the results."""
+    with timings.measure("cache"):
+        sparse = SparseClip(material, config.temporal)
+        _ = material.text, material.latents, material.frame_latents
+    reference = run_dir / "reference.mp4"
+    if not reference.exists():
+        write_clip(reference, material.clip.frames, material.clip.fps)
+    return sparse
+
+
+def _classified(
+    config: Config, run_dir: Path, family: Family, material: Material, timings: Timings, console: Console
+) -> HeadMap:
+    """The head map of an earlier go, or a new one."""
+    path = run_dir / "heads.json"
+    if path.exists():
+        head_map = HeadMap.load(path)
+        if head_map.model_hash == family.model_hash:
+            return head_map
+    return _classify(config, run_dir, family, material, timings, console)
+
+
+def _classify(
+    config: Config, run_dir: Path, family: Family, material: Material, timings: Timings, console: Console
+) -> HeadMap:
+    from fym.report import plots
+
+    passes = config.heads.seeds * len(config.heads.sigmas)
+    with timings.measure("classify"):
+        console.start_stage("classify", passes)
+        head_map = classify(
+            family,
+            material.latents,
+            material.text,
+            config.heads,
+            seed=config.tune.seed,
+            progress=lambda done: console.step("classify", done, {}),
+        )
+        console.end_stage()
+    head_map.save(run_dir / "heads.json")
+    plots.save(plots.head_map(head_map), run_dir / "heads.png")
+    return head_map
+
+
+def _begin(
+    config: Config, run_dir: Path, family: Family, clip: Clip, head_map: HeadMap
+) -> tuple[TuningState, Checkpoint | None]:
+    """A new state, or that of the last checkpoint."""
+    identity = {"model": family.model_hash, "clip": clip.sha256}
+    state = TuningState(torch.Generator().manual_seed(config.tune.seed), identity)
+    layers = range(family.num_layers)
+    for name, settings, heads in (
+        ("spatial", config.spatial, [head_map.spatial_heads(n) for n in layers]),
+        ("temporal", config.temporal, [head_map.temporal_heads(n) for n in layers]),
+    ):
+        state.adapters[name] = HeadLora(
+            heads,
+            num_heads=family.num_heads,
+            head_dim=family.head_dim,
+            rank=settings.rank,
+            alpha=settings.alpha,
+            targets=config.tune.targets,
+            generator=state.generator,
+        ).to(family.device)
+    if not state.adapters["temporal"].num_parameters():
+        raise UserError(
+            "No attention head is temporal",
+            f"the largest ratio is {head_map.rho.max():.2f}, the threshold {head_map.threshold:g}",
+            "Use a lower --set heads.threshold, or --rule topk with --set heads.topk",
+        )
+    checkpoint = load_checkpoint(run_dir / "checkpoints")
+    stage = checkpoint.record["stage"] if checkpoint is not None else "spatial"
+    state.optimizer = _enter(state, stage, config)
+    if checkpoint is not None:
+        _take_over(state, checkpoint, run_dir)
+    return state, checkpoint
+
+
+def _take_over(state: TuningState, checkpoint: Checkpoint, run_dir: Path) -> None:
+    if checkpoint.record["identity"] != state.identity:
+        changed = " and ".join(
+            k for k, v in state.identity.items() if checkpoint.record["identity"].get(k) != v
+        )
+        raise UserError(
+            f"{run_dir} holds a run with another {changed}",
+            "its content is not what it was",
+            "Use --fresh to start over, or another directory with -o",
+        )
+    for name, adapter in state.adapters.items():
+        own = {
+            key.removeprefix(f"{name}."): value
+            for key, value in checkpoint.tensors.items()
+            if key.startswith(f"{name}.")
+        }
+        adapter.load_state_dict(own)
+    state.restore(checkpoint, checkpoint.record["stage"])
+
+
+def _enter(state: TuningState, stage: str, config: Config) -> torch.optim.Optimizer | None:
+    """Only the stage's own adapter trains; the other stays as it is, active where the stage says so."""
+    for name, adapter in state.adapters.items():
+        adapter.requires_grad_(name == stage)
+    state.stage, state.step = stage, 0
+    return new_optimizer(state.adapters[stage], config.spatial if stage == "spatial" else config.temporal)
+
+
+def _advance(state: TuningState, config: Config, run_dir: Path) -> None:
+    """From the spatial to the temporal stage, with a checkpoint of its very start."""
+    state.optimizer = _enter(state, "temporal", config)
+    save_checkpoint(run_dir / "checkpoints", state.checkpoint(), keep=config.tune.keep)
+
+
+def _tune(
+    family: Family,
+    stage: Stage,
+    state: TuningState,
+    run_dir: Path,
+    log: StepLog,
+    timings: Timings,
+    console: Console,
+    after_step: Any = None,
+) -> None:
+    if state.optimizer is None or state.step >= stage.settings.steps:
+        return
+    folder = run_dir / "checkpoints"
+    if state.step == 0 and stage.name == "spatial":
+        save_checkpoint(folder, state.checkpoint(), keep=stage.tune.keep)
+    with timings.measure(stage.name) as figures:
+        seconds = run_stage(
+            family, stage, state, folder=folder, log=log, console=console, after_step=after_step
+        )
+        # The first step pays for warming up.
+        figures["seconds_per_step"] = statistics.median(seconds[1:] or seconds)
+
+
+def _frame_draw(material: Material) -> Any:
+    def draw(generator: torch.Generator, batch: int) -> tuple[Tensor, None]:
+        index = torch.randint(material.num_frames, (batch,), generator=generator)
+        return material.frame_latents[index.to(material.frame_latents.device)], None
+
+    return draw
+
+
+def _clip_draw(sparse: SparseClip) -> Any:
+    def draw(generator: torch.Generator, batch: int) -> tuple[Tensor, Tensor]:
+        latents, positions = sparse.draw(generator)
+        return latents.expand(batch, -1, -1, -1, -1), positions
+
+    return draw
+
+
+def _about(config: Config, family: Family, clip: Clip, sparse: SparseClip) -> dict[str, Any]:
+    """What the motion file says about itself."""
+    frames, height, width, _ = clip.frames.shape
+    return {
+        "model_id": family.model_id,
+        "model_hash": family.model_hash,
+        "family": family.name,
+        "caption": config.clip.prompt,
+        "clip_sha256": clip.sha256,
+        "clip_start": config.clip.start,
+        "clip_size": [frames, height, width],
+        "clip_fps": clip.fps,
+        "frames": sparse.frame_index,
+        "positions": config.temporal.positions,
+        "latents": config.temporal.latents,
+        "steps": [config.spatial.steps, config.temporal.steps],
+        "seed": config.tune.seed,
+    }
+
+
+def _check_same_run(config: Config, run_dir: Path) -> None:
+    """UserError if the directory holds a run with other settings, with the list of what differs."""
+    path = run_dir / "config.toml"
+    if not path.exists() or not (run_dir / "checkpoints").is_dir():
+        return
+    before = load_config(path)
+    differing = [
+        f"{name}: {get(before, name)!r} there, {get(config, name)!r} now"
+        for name, option in OPTIONS.items()
+        if name not in FREE
+        and option.section not in FREE_SECTIONS
+        and not (option.section == "tune" and option.leaf in FREE_TUNE)
+        and get(before, name) != get(config, name)
+    ]
+    if differing:
+        raise UserError(
+            f"{run_dir} holds another run",
+            differing[0] if len(differing) == 1 else "\n".join(f"  - {line}" for line in differing),
+            "Use --fresh to start over, or another directory with -o",
+        )
