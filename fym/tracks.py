@@ -1,9 +1,11 @@
 """Point tracks of a clip, and how well two clips' tracks agree.
 
-A regular grid of points is followed with pyramidal Lucas-Kanade (OpenCV) and checked forward against backward. Tracks
-start in several frames, so that an object which enters late is tracked too, and run from their start both ways.
+A regular grid of points is followed with pyramidal Lucas-Kanade (OpenCV) and checked forward against
+backward. Tracks start in several frames, so that an object which enters late is tracked too, and run from
+their start both ways.
 
-Shapes: F frames, H x W pixels, N tracks. A position is (x, y) in pixels of the clip as given, pixel centres at integers.
+Shapes: F frames, H x W pixels, N tracks. A position is (x, y) in pixels of the clip as given, pixel centres
+at integers.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ Bytes = npt.NDArray[np.uint8]
 
 TRACKER = f"OpenCV {cv2.__version__} Lucas-Kanade grid, forward-backward checked"
 
-# Everything below is in pixels of the working image: the clip, enlarged by a whole factor until its short side has
-# WORKING_SIDE pixels (48 x 48 is tracked at 144 x 144). Sub-pixel motion of tiny clips is found far better there.
+# Everything below is in pixels of the working image: the clip, enlarged by a whole factor until its short
+# side has WORKING_SIDE pixels (48 x 48 is tracked at 144 x 144). Sub-pixel motion of tiny clips is found far
+# better there.
 WORKING_SIDE = 144
 WINDOW = 15
 LEVELS = 3
@@ -49,11 +52,11 @@ class Tracks:
 
     @property
     def dead_zone(self) -> float:
-        """Displacement in pixels over `LAG` frames below which a point counts as still: tracker jitter is smaller."""
+        """Pixels over `LAG` frames below which a point counts as still; tracker jitter is smaller."""
         return max(0.3, 0.002 * float(np.hypot(*self.size)))
 
     def displacements(self, lag: int = LAG) -> tuple[Floats, Bools]:
-        """Displacements over `lag` frames (N, F-lag, 2) in pixels, and where both ends are visible (N, F-lag)."""
+        """Displacements (N, F-lag, 2) in pixels, and whether both ends are visible (N, F-lag)."""
         lag = min(lag, self.points.shape[1] - 1)
         return self.points[:, lag:] - self.points[:, :-lag], self.visible[:, lag:] & self.visible[:, :-lag]
 
@@ -116,7 +119,7 @@ def _enlarge(frame: Bytes, factor: int) -> Bytes:
 
 
 def _follow(images: list[Any], smooth: list[Any], order: list[int], place: Floats, alive: Bools) -> None:
-    """Fill `place` (N,F,2) and `alive` (N,F) along the frame indices `order`, from its first, already set, frame."""
+    """Fill `place` (N,F,2) and `alive` (N,F) along the frames `order`, whose first one is set already."""
     # All three colour channels are tracked: a red disc on a blue ground may have no contrast in grey.
     criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 20, 0.01)
     lucas_kanade = partial(
@@ -160,11 +163,12 @@ def _sample(image: Any, points: Floats) -> Floats:
 def direction(reference: Tracks, other: Tracks) -> float:
     """Same-start-point cosine of velocities, in [-1, 1], 1 is best; nan if nothing moves in the reference.
 
-    Both clips must have been tracked with the same grid and starts. Over every track and every `LAG`-frame step in
-    which the reference moves (faster than its dead zone) and the same start point is visible in both clips: the
-    cosine of the two displacements, 0 where the other clip is still. The mean over those steps, each weighted by the
-    reference's displacement, so slow jitter counts little. Unlike best-match fidelity it sees a reversed zoom.
-    Definition: `direction` of fym's metrics. Two clips of different size are compared in the reference's pixels.
+    Both clips must have been tracked with the same grid and starts. Over every track and every `LAG`-frame
+    step in which the reference moves (faster than its dead zone) and the same start point is visible in both
+    clips: the cosine of the two displacements, 0 where the other clip is still. The mean over those steps,
+    each weighted by the reference's displacement, so slow jitter counts little. Unlike best-match fidelity it
+    sees a reversed zoom. Definition: `direction` of fym's metrics. Two clips of different size are compared
+    in the reference's pixels.
     """
     if reference.starts.shape != other.starts.shape:
         raise ValueError(f"different grids: {len(reference.starts)} and {len(other.starts)} tracks")
@@ -182,12 +186,13 @@ def direction(reference: Tracks, other: Tracks) -> float:
 
 
 def speed_ratio(reference: Tracks, other: Tracks) -> float:
-    """Robust ratio of path lengths per frame, other / reference, in [0, inf), 1 is best; nan if the reference is still.
+    """Robust ratio of path lengths per frame, other / reference, in [0, inf), 1 is best; nan if the reference
+    is still.
 
-    A clip's length is the mean over its 2-frame steps of the 75th percentile of the displacements among the points
-    that move in that step (faster than the dead zone), 0 where none does. The percentile keeps out background points
-    that an object's edge drags along. Two clips of different size are compared in the reference's pixels.
-    Definition: `speed_ratio` of fym's metrics.
+    A clip's length is the mean over its 2-frame steps of the 75th percentile of the displacements among the
+    points that move in that step (faster than the dead zone), 0 where none does. The percentile keeps out
+    background points that an object's edge drags along. Two clips of different size are compared in the
+    reference's pixels. Definition: `speed_ratio` of fym's metrics.
     """
     ref, oth = _speed(reference, np.ones(2, np.float32)), _speed(other, _scale(reference, other))
     return oth / ref if ref > 0 else float("nan")
@@ -207,10 +212,11 @@ def _scale(reference: Tracks, other: Tracks) -> Floats:
 
 
 def velocity_cosine(track: npt.ArrayLike, truth: npt.ArrayLike) -> float:
-    """Mean cosine between the per-frame velocities of two paths (F,2), in [-1, 1]; nan if the truth never moves.
+    """Mean cosine between the per-frame velocities of two paths (F,2), in [-1, 1]; nan if the truth never
+    moves.
 
-    Frames in which the truth stands (less than 1e-3 pixels) or the track is missing (nan) at either end are left out;
-    a step in which the track stands still counts 0.
+    Frames in which the truth stands (less than 1e-3 pixels) or the track is missing (nan) at either end are
+    left out; a step in which the track stands still counts 0.
     """
     made, true = np.asarray(track, np.float64), np.asarray(truth, np.float64)
     steps = min(len(made), len(true))
@@ -226,11 +232,12 @@ def velocity_cosine(track: npt.ArrayLike, truth: npt.ArrayLike) -> float:
 def draw_tracks(
     frames: Tensor | Bytes, tracks: Tracks, *, scale: int = 1, tail: int = 12, limit: int = 150
 ) -> Tensor:
-    """The clip, enlarged `scale` times (nearest), with its moving tracks and their fading tails drawn over it.
+    """The clip, enlarged `scale` times (nearest), with its moving tracks and their fading tails drawn over
+    it.
 
     frames: (F,H,W,3) uint8. tail: frames a tail reaches back. limit: at most so many of the moving tracks.
-    Returns (F, scale*H, scale*W, 3) uint8. A track's colour tells where it starts, so two clips can be compared.
-    A point is only drawn while it moves or has moved within its tail.
+    Returns (F, scale*H, scale*W, 3) uint8. A track's colour tells where it starts, so two clips can be
+    compared. A point is only drawn while it moves or has moved within its tail.
     """
     clip = _as_array(frames)
     fixed = np.rint(((tracks.points + 0.5) * scale - 0.5) * 16).astype(
@@ -263,7 +270,7 @@ def draw_tracks(
 
 
 def _some_moving(tracks: Tracks, limit: int) -> npt.NDArray[np.int64]:
-    """Rows of at most `limit` moving tracks, spread over the image, the same ones for the same set of tracks."""
+    """At most `limit` moving tracks, spread over the image; the same ones for the same tracks."""
     rows = np.flatnonzero(tracks.moving())
     return np.random.default_rng(0).permutation(rows)[:limit]
 

@@ -1,4 +1,4 @@
-"""Tracks: the tracker finds known motion at both sizes, and the scores see the defects they are made to see."""
+"""Tracks: the tracker finds known motion at both sizes; the scores see the defects they are made for."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def disc(
 
 
 @pytest.mark.parametrize(
-    "size, dx, dy", [((48, 48), 0.4, -0.25), ((48, 64), -0.8, 0.0), ((480, 832), 3.0, 2.0)]
+    ("size", "dx", "dy"), [((48, 48), 0.4, -0.25), ((48, 64), -0.8, 0.0), ((480, 832), 3.0, 2.0)]
 )
 def test_a_known_shift_is_found(size, dx, dy):
     """Every visible point moves by the true shift: sub-pixel at 48 pixels, whole pixels at 480p."""
@@ -151,7 +151,8 @@ def test_nothing_moving_in_the_reference_is_not_a_number():
 
 
 def test_velocity_cosine():
-    """1 on the path itself, -1 backwards, 0 standing, steps without a finding left out, nan without motion."""
+    """1 on the path itself, -1 backwards, 0 standing, steps without a finding left out, nan without
+    motion."""
     path = np.stack([np.arange(9.0), np.sin(np.arange(9.0))], axis=1)
     assert T.velocity_cosine(path + 5, path) == pytest.approx(1)
     assert T.velocity_cosine(path[::-1], path) < 0
@@ -186,6 +187,6 @@ def test_what_is_not_a_clip_is_refused():
         T.track(np.zeros((1, 48, 48, 3), np.uint8))
     with pytest.raises(ValueError, match="uint8"):
         T.track(np.zeros((4, 48, 48, 3), np.float32))
+    coarse, fine = (T.track(np.zeros((4, 48, 48, 3), np.uint8), grid=grid) for grid in (4, 5))
     with pytest.raises(ValueError, match="different grids"):
-        clip = np.zeros((4, 48, 48, 3), np.uint8)
-        T.direction(T.track(clip, grid=4), T.track(clip, grid=5))
+        T.direction(coarse, fine)

@@ -1,0 +1,115 @@
+"""The report of a run: one HTML file with everything in it, readable without a network.
+
+`write_report` makes the page of one run directory, `write_index` one page over several. A run may be
+unfinished: what is not there yet is said so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from fym.errors import UserError
+from fym.files import write_file
+from fym.report import plots, sections
+from fym.report.assets import SCRIPT, STYLE
+from fym.report.gallery import Gallery
+from fym.report.markup import duration, escape, number
+from fym.report.rundir import Run, read_run
+
+
+def write_report(run_dir: Path | str) -> Path:
+    """Write `report.html` (and `heads.png`) into a run directory and return the page's path.
+
+    Reads config.toml, heads.json, train.jsonl, timings.json, samples/samples.json with its clips,
+    reference.mp4 and, where present, scores.json ([{"file", "name", "value"}], shown beside the clips).
+    Raises UserError if the folder is not there or cannot be written.
+    """
+    run = read_run(_existing(run_dir))
+    if run.heads is not None:
+        plots.save(plots.head_map(run.heads), run.folder / "heads.png")
+    path = run.folder / "report.html"
+    write_file(path, _document(_title(run), [_article(run)]))
+    return path
+
+
+def write_index(run_dirs: Iterable[Path | str], path: Path | str, *, title: str = "Motion transfer") -> Path:
+    """Write one self-contained page over several run directories. Raises what `write_report` raises."""
+    runs = [read_run(_existing(folder)) for folder in run_dirs]
+    links = "".join(f'<a href="#{_anchor(run)}">{escape(_title(run))}</a>' for run in runs)
+    header = f'<header><p class="soft">{escape(title)}</p><nav>{links}</nav></header>'
+    write_file(Path(path), _document(title, [_article(run) for run in runs], header))
+    return Path(path)
+
+
+def _existing(folder: Path | str) -> Path:
+    if not Path(folder).is_dir():
+        raise UserError(
+            f"{folder} is not a run directory",
+            "there is no such folder",
+            "Give the folder that fym train made",
+        )
+    return Path(folder)
+
+
+def _document(title: str, articles: Sequence[str], header: str = "") -> str:
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>{header}\n"
+        + "\n".join(articles)
+        + f"\n</main><script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def _title(run: Run) -> str:
+    return run.folder.resolve().name
+
+
+def _anchor(run: Run) -> str:
+    return "run-" + "".join(c if c.isalnum() else "-" for c in _title(run))
+
+
+def _article(run: Run) -> str:
+    gallery = Gallery(run)
+    parts = [
+        ("Clips", gallery.side_by_side()),
+        ("Motion scores", gallery.score_table()),
+        ("Attention heads", sections.heads(run)),
+        ("Training", sections.training(run)),
+        (
+            "Frames of the temporal stage",
+            sections.schedule(run, gallery.reference.frames if gallery.reference else 0),
+        ),
+        ("Time and memory", sections.costs(run)),
+        ("How to reproduce", sections.reproduce(run)),
+    ]
+    caption = run.setting("clip.prompt")
+    said = f"The reference shows: “{escape(caption)}”" if caption else "The reference has no caption."
+    notes = "".join(f'<p class="warning">{escape(note)}</p>' for note in [*run.notes, *gallery.notes])
+    body = "".join(f"<section><h2>{name}</h2>{content}</section>\n" for name, content in parts)
+    return (
+        f'<article class="run" id="{_anchor(run)}"><h1>{escape(_title(run))}</h1><p class="soft">{said}</p>'
+        f"{_tiles(run, gallery)}{notes}{body}</article>"
+    )
+
+
+def _tiles(run: Run, gallery: Gallery) -> str:
+    """The figures a reader looks for first."""
+    tiles: list[tuple[str, str]] = []
+    for kind, name in (("motion", "with the learned motion"), ("base", "base model")):
+        value = gallery.mean_direction(kind)
+        if math.isfinite(value):
+            tiles.append((number(value), f"direction score, {name}"))
+    tuning = {name: cost.get("seconds", 0.0) for name, cost in run.timings.items() if name != "sample"}
+    if tuning:
+        tiles.append((duration(sum(tuning.values())), "tuning: " + ", ".join(tuning)))
+    if run.heads is not None:
+        tiles.append(("{} of {}".format(*run.head_counts), "heads are temporal"))
+    for stage in ("spatial", "temporal"):
+        wanted, done = run.setting(f"{stage}.steps", 0), run.steps_done(stage)
+        if done < wanted:
+            tiles.append((f"{done} of {wanted}", f"steps of the {stage} stage so far"))
+    items = "".join(f'<div class="tile"><b>{escape(b)}</b><span>{escape(s)}</span></div>' for b, s in tiles)
+    return f'<div class="tiles">{items}</div>'
