@@ -46,8 +46,8 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         width: int = 192,
         encoder_blocks: int = 2,
         decoder_blocks: int = 5,
-        latents_mean: list[float] = [0.0] * 16,  # noqa: B006  (diffusers stores the default in the config)
-        latents_std: list[float] = [1.0] * 16,  # noqa: B006
+        latents_mean: list[float] = [0.0] * 16,
+        latents_std: list[float] = [1.0] * 16,
         scale_factor_temporal: int = STRIDE,
         scale_factor_spatial: int = PATCH,
     ):
@@ -67,7 +67,9 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
 
     def encode_groups(self, patches_NHWC: Tensor) -> Tensor:
         """(N, H/8, W/8, 768) patches of one latent frame each -> (N, H/8, W/8, 16)."""
-        return self.encode_linear(patches_NHWC) + self.encode_out(self.encode_blocks(self.encode_in(patches_NHWC)))
+        return self.encode_linear(patches_NHWC) + self.encode_out(
+            self.encode_blocks(self.encode_in(patches_NHWC))
+        )
 
     def decode_groups(self, z_NHWC: Tensor) -> Tensor:
         """The inverse of `encode_groups`."""

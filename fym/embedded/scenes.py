@@ -105,7 +105,9 @@ def _wander(t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     out = np.zeros((len(t), 2))
     for axis in range(2):
         for frequency in rng.uniform(0.2, 1.7, 3):
-            out[:, axis] += rng.normal() * np.sin(2 * math.pi * (frequency * t + rng.uniform())) / (0.5 + frequency)
+            out[:, axis] += (
+                rng.normal() * np.sin(2 * math.pi * (frequency * t + rng.uniform())) / (0.5 + frequency)
+            )
     out = (out - out.mean(0)) / max(float(np.ptp(out, axis=0).max()), 1e-6) * rng.uniform(16, 30)
     return out + _start(rng)
 
@@ -217,8 +219,15 @@ def _distinct(background: str, colour: str) -> bool:
     return float(np.abs(np.subtract(BACKGROUNDS[background], COLOURS[colour])).max()) > 70
 
 
-def unseen_scene(motion: str, seed: int = 0, *, shape: str = "circle", colour: str = "red",
-                 background: str = "grey", frames: int = FRAMES) -> Scene:
+def unseen_scene(
+    motion: str,
+    seed: int = 0,
+    *,
+    shape: str = "circle",
+    colour: str = "red",
+    background: str = "grey",
+    frames: int = FRAMES,
+) -> Scene:
     """A scene with one of UNSEEN_MOTIONS; its caption names no motion."""
     rng = np.random.default_rng(seed)
     t = np.linspace(0.0, 1.0, frames)
@@ -279,6 +288,11 @@ def render(scene: Scene, *, size: int = SIZE) -> Tensor:
     ground = torch.tensor(BACKGROUNDS[scene.background], dtype=torch.float32) * scene.tint[1]
     if scene.shaded:
         ground = ground * torch.linspace(1.0, 0.72, size)[None, :, None, None]
-    return (ground + cover * (paint - ground)).clamp(0, 255).round().to(torch.uint8).expand(
-        frames, size, size, 3
-    ).contiguous()
+    return (
+        (ground + cover * (paint - ground))
+        .clamp(0, 255)
+        .round()
+        .to(torch.uint8)
+        .expand(frames, size, size, 3)
+        .contiguous()
+    )

@@ -18,13 +18,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fym.embedded.autoencoder import PatchAutoencoder
 from fym.embedded.scenes import FRAMES, SIZE, render, sample_scene
 from fym.embedded.text import MAX_TOKENS, TEXT_DIM, build_text_encoder, build_tokenizer, encode, tokenize
-from fym.embedded.train_vae import LATENT_CHANNELS, to_input
+from fym.embedded.train_vae import make_optimizers, to_input
+
+LATENT_CHANNELS = 16
 
 SHIFT = 3.0  # of the flow-matching noise schedule
 LATENT_FRAMES = 1 + (FRAMES - 1) // 4
@@ -100,11 +103,13 @@ class PickedRope(nn.Module):
 
 # --------------------------------------------------------------------------- data
 @torch.no_grad()
-def make_latents(vae: AutoencoderKLWan, folder: Path, count: int, *, chunk: int = 500) -> None:
+def make_latents(vae: PatchAutoencoder, folder: Path, count: int, *, chunk: int = 500) -> None:
     """Render and encode `count` scenes; chunks already on disk are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
-    mean, std = (torch.tensor(x)[:, None, None, None] for x in (vae.config.latents_mean, vae.config.latents_std))
+    mean, std = (
+        torch.tensor(x)[:, None, None, None] for x in (vae.config.latents_mean, vae.config.latents_std)
+    )
     for first in range(0, count, chunk):
         path = folder / f"latents_{first:06d}.safetensors"
         if path.exists():
@@ -156,17 +161,6 @@ def pick_frames(mode: str, rng: np.random.Generator) -> list[int]:
 
 
 # --------------------------------------------------------------------------- training
-def make_optimizers(modules: nn.ModuleDict, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon on the matrices of the blocks, AdamW on everything else."""
-    matrices, rest = [], []
-    for name, p in modules.named_parameters():
-        (matrices if p.ndim == 2 and "blocks." in name else rest).append(p)
-    return [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
-
-
 def learning_rate(step: int, total: int) -> float:
     """Warm-up over 100 steps, constant, then a linear fall over the last quarter."""
     return min(1.0, (step + 1) / 100, (total - step) / (0.25 * total))
@@ -214,7 +208,9 @@ def mode_of(plan: list[tuple[dict[str, float], int]], step: int) -> str:
     return str(rng.choice(list(mix), p=list(mix.values())))
 
 
-def write_pipeline(modules: nn.ModuleDict, weights: dict[str, Tensor], vae: AutoencoderKLWan, out: Path) -> None:
+def write_pipeline(
+    modules: nn.ModuleDict, weights: dict[str, Tensor], vae: PatchAutoencoder, out: Path
+) -> None:
     """Save the diffusers folder with the given (averaged) weights in half precision."""
     transformer, encoder = build_transformer(), build_text_encoder(modules["text_encoder"].config.vocab_size)
     clean = {k.replace("rope.rope.", "rope."): v for k, v in weights.items()}
@@ -244,7 +240,9 @@ def write_pipeline(modules: nn.ModuleDict, weights: dict[str, Tensor], vae: Auto
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--clips-count", type=int, default=6000)
     parser.add_argument("--plan", default="frame:1200,few:4000,full:3000")
@@ -252,7 +250,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    vae = AutoencoderKLWan.from_pretrained(args.out / "vae").eval()
+    vae = PatchAutoencoder.from_pretrained(args.out / "vae").eval()
     make_latents(vae, args.out / "latents", args.clips_count)
     data = load_latents(args.out / "latents")
     tokenizer = build_tokenizer()
@@ -296,7 +294,13 @@ def main() -> None:
             raise SystemExit(f"loss is {value} at step {step}; the last checkpoint is kept in {state_file}")
         recent[mode] = 0.98 * recent.get(mode, value) + 0.02 * value
         if step % 25 == 0:
-            row = {"step": step, "mode": mode, "loss": value, "smooth": dict(recent), "seconds": time.time() - start}
+            row = {
+                "step": step,
+                "mode": mode,
+                "loss": value,
+                "smooth": dict(recent),
+                "seconds": time.time() - start,
+            }
             print(json.dumps(row), file=log, flush=True)
         if (step + 1) % 250 == 0 or step + 1 == total:
             state = {

@@ -16,13 +16,13 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fym.embedded.autoencoder import STRIDE, PatchAutoencoder, to_patches
 from fym.embedded.scenes import FRAMES, SIZE, render, sample_scene, unseen_scene
 
-NOISE = 0.05  # standard deviation of the noise on latents in training, as a share of theirs
+NOISE = 0.05  # standard deviation of the noise on latents in training, as a share of each channel's
 
 
 def to_input(frames: Tensor) -> Tensor:
@@ -43,7 +43,9 @@ class RealClips:
         for path in sorted(folder.glob("*.mp4")):
             with av.open(str(path)) as container:
                 frames = [
-                    f.reformat(width=max(72, f.width * 72 // f.height), height=72, format="rgb24").to_ndarray()
+                    f.reformat(
+                        width=max(72, f.width * 72 // f.height), height=72, format="rgb24"
+                    ).to_ndarray()
                     for f in container.decode(video=0)
                 ]
             self.clips.append(torch.from_numpy(np.stack(frames)))
@@ -72,7 +74,8 @@ def scene_window(rng: np.random.Generator) -> Tensor:
 def batch(rng: np.random.Generator, size: int, real: RealClips | None) -> Tensor:
     """(size, 6, 6, 768) patches; a quarter of them from real clips."""
     windows = [
-        real.window(rng) if real is not None and rng.random() < 0.25 else scene_window(rng) for _ in range(size)
+        real.window(rng) if real is not None and rng.random() < 0.25 else scene_window(rng)
+        for _ in range(size)
     ]
     return to_patches(to_input(torch.stack(windows)))[:, 0]
 
@@ -111,6 +114,17 @@ def set_latent_statistics(vae: PatchAutoencoder) -> None:
     vae.register_to_config(latents_mean=z.mean(0).tolist(), latents_std=z.std(0).tolist())
 
 
+def make_optimizers(module: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon on the matrices of the blocks, AdamW on everything else."""
+    matrices, rest = [], []
+    for name, p in module.named_parameters():
+        (matrices if p.ndim == 2 and "blocks." in name else rest).append(p)
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the result")
@@ -125,12 +139,13 @@ def main() -> None:
 
     vae = PatchAutoencoder()
     real = RealClips(args.clips) if args.clips else None
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizers = make_optimizers(vae, args.lr)
     state_file, first = args.out / "vae_state.pt", 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         vae.load_state_dict(state["vae"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         first = state["step"]
     else:
         start_from_principal_components(vae, real)
@@ -138,24 +153,29 @@ def main() -> None:
     start = time.time()
     for step in range(first, args.steps):
         warm_up, cosine = min(1.0, (step + 1) / 100), 0.5 + 0.5 * math.cos(math.pi * step / args.steps)
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = args.lr * warm_up * (cosine + 0.005)
         x = batch(np.random.default_rng((args.seed, step)), args.batch, real)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             z = vae.encode_groups(x).float()
-            scale = z.detach().std()
+            scale = z.detach().std((0, 1, 2))
             y = vae.decode_groups(z + NOISE * scale * torch.randn_like(z)).float()
         loss = F.l1_loss(y, x) + 4 * F.mse_loss(y, x)
-        optimizer.zero_grad()
+        vae.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         last = step == args.steps - 1
         if step % 50 == 0 or last:
             row = {"step": step, "psnr": psnr(y.detach(), x), "seconds": time.time() - start}
-            if step % 500 == 0 or last:
+            if step % 200 == 0 or last:
                 row |= evaluate(vae, real)
-                state = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+                state = {
+                    "vae": vae.state_dict(),
+                    "optimizers": [o.state_dict() for o in optimizers],
+                    "step": step + 1,
+                }
                 torch.save(state, state_file.with_suffix(".tmp"))
                 state_file.with_suffix(".tmp").rename(state_file)
             print(json.dumps(row), file=log, flush=True)
