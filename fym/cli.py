@@ -143,7 +143,8 @@ def generate(**given: Any) -> None:
     family = load_family(config.model.path, dtype=config.model.dtype, device=config.model.device)
     if motion is not None:
         check_matches(motion, family)
-    for job in jobs:  # one at a time: what is finished is on disk
+    for number, job in enumerate(jobs, 1):  # one at a time: what is finished is on disk
+        console.info(f"{number}/{len(jobs)} {job.path}: {job.prompt} (seed {job.seed})")
         started = time.monotonic()
         clips = generate_clips(
             family,
@@ -159,7 +160,7 @@ def generate(**given: Any) -> None:
             guidance_scale=None if wanted.guidance_scale < 0 else wanted.guidance_scale,
         )
         video.write_clip(job.path, clips[0], family.default_fps)
-        console.info(f"{job.path}  seed {job.seed}, {duration(time.monotonic() - started)}: {job.prompt}")
+        console.info(f"    written after {duration(time.monotonic() - started)}")
 
 
 @cli.command()

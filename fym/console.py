@@ -129,7 +129,7 @@ class Console:
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=step, figures=self._meter.line())
         elif step % self.log_every == 0 or step == self._meter.steps:
-            self.info(f"{stage} {step}/{self._meter.steps}  {self._meter.line()}")
+            self.info(f"{stage} {step}/{self._meter.steps}  {self._meter.line()}".rstrip())
 
     def end_stage(self) -> None:
         """Closes the bar and leaves one line of figures; does nothing when no stage is open."""

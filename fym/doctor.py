@@ -10,7 +10,6 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -201,11 +200,26 @@ def _kernels(report: Report) -> None:
     try:
         import fym_kernels
 
-        report.kernels = [
-            {name: str(value) for name, value in row.items()} for row in _rows(fym_kernels.explain())
-        ]
+        choices = fym_kernels.explain()
     except Exception as error:  # whatever is wrong with the extension belongs in the report
         report.problem(f"fym_kernels does not load: {_short(error)}", "pip install . (in the checkout)")
+        return
+    rows: dict[tuple[str, str, str, str], list[str]] = {}
+    for choice in choices:  # dtypes that go the same way share a row
+        rows.setdefault((choice.op, choice.device, choice.backend, choice.reason), []).append(choice.dtype)
+    for (op, device, backend, reason), dtypes in rows.items():
+        names = {
+            "op": op,
+            "device": device,
+            "dtypes": ", ".join(dtypes),
+            "backend": backend,
+            "reason": reason,
+        }
+        report.kernels.append(names)
+        if backend == "none":
+            report.problem(
+                f"No kernel for {op}: {reason}", "unset FYM_KERNELS_BACKEND, or name another backend"
+            )
 
 
 def _model(report: Report) -> None:
@@ -247,10 +261,6 @@ def _environment(report: Report) -> None:
         report.note(
             f"OMP_NUM_THREADS={threads} leaves cores idle ({cores()} are there)", "unset OMP_NUM_THREADS"
         )
-
-
-def _rows(table: Any) -> list[Mapping[str, Any]]:
-    return [row if isinstance(row, Mapping) else asdict(row) for row in table]
 
 
 def _any_opencv(distribution: str) -> str | None:

@@ -55,13 +55,13 @@ class VideoFile:
         self.path = path
         self._times: list[float | None] = []
         self._rate = self._tick = 0.0
-        self._packets = 0
+        self._packets = self._end = 0
         self._complete = False  # read to the end, so that packets and frames can be compared
 
     def pictures(self, stop: int | None) -> Iterator[tuple[Picture, float]]:
         self._times, self._packets, self._complete = [], 0, False
         try:
-            container = av.open(str(self.path))
+            container = av.open(str(self.path), metadata_errors="replace")
         except PermissionError as error:
             raise UserError(
                 f"{self.path} cannot be read", str(error.strerror), "Check its permissions"
@@ -79,6 +79,8 @@ class VideoFile:
         if not streams:
             raise self._not_video("it holds no moving pictures")
         stream: VideoStream = streams[0]
+        if stream.codec_context is None:
+            raise self._not_video("its pictures are in a format that has no decoder here")
         stream.thread_type = "AUTO"
         # Otherwise damaged places are painted over in silence.
         stream.codec_context.options = {"err_detect": "explode"}
@@ -95,6 +97,7 @@ class VideoFile:
         try:
             for packet in container.demux(stream):
                 samples += packet.size > 0
+                self._end = packet.pos + packet.size if packet.pos is not None else self._end
                 self._packets += packet.size > 0 and not packet.is_discard
                 for frame in packet.decode():
                     if frame.is_corrupt:
@@ -108,7 +111,23 @@ class VideoFile:
             raise self._damaged(str(error.strerror)) from None
         if samples < stream.frames:
             raise self._damaged(f"the file ends there, {stream.frames} frames are announced")
+        self._check_end(container.format.name, stream)
         self._complete = True
+
+    def _check_end(self, container: str, stream: VideoStream) -> None:
+        """Containers that do not count their frames tell by other means that the file is cut off."""
+        if container == "gif":
+            rest = self.path.read_bytes()[self._end - 1 :].rstrip(b"\0")
+            if rest != b";":
+                raise self._damaged("what follows there is not a gif")
+        # Matroska and WebM note when each stream ends, "00:00:01.234".
+        announced = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
+        last = self._times[-1] if self._times else None
+        if announced and last is not None and self._rate:
+            hours, minutes, seconds = map(float, announced.groups())
+            end = hours * 3600 + minutes * 60 + seconds
+            if end - last > 2.5 / self._rate:  # the last frame lasts for one
+                raise self._damaged(f"the file ends there, {end:.2f} seconds are announced")
 
     def fps(self, start: int) -> float:
         times = [t for t in self._times[start:] if t is not None]

@@ -322,3 +322,61 @@ class TestGenerate:
         for name in ("bad.safetensors", "missing.safetensors"):
             assert name in refused(capsys, "generate", "--prompt", "a", "--motion", name)
         assert sampler == []
+
+
+class TestWholeJob:
+    """With a random-weights model: train, generate, and what stands between the two."""
+
+    @pytest.fixture
+    def arguments(self, tiny_wan, moving_square) -> list[str]:
+        write_clip("square.mp4", moving_square, 8)
+        given = ["train", "square.mp4", "--prompt", "a square moves", "--model", str(tiny_wan()), "-o", "run"]
+        given += ["--sparse-frames", "9", "--spatial-steps", "3", "--temporal-steps", "6"]
+        return [*given, "--rule", "topk", "--set", "heads.topk=3", "--set", "tune.checkpoint_every=2"]
+
+    def test_train_then_generate(self, arguments, tiny_wan, capsys):
+        assert cli.main(arguments) == 0
+        out = capsys.readouterr().out
+        assert "temporal 6/6" in out and "run/motion.safetensors" in out
+        names = {"config.toml", "heads.json", "heads.png", "train.jsonl", "motion.safetensors", "report.html"}
+        assert names <= set(os.listdir("run")) and load_config("run/config.toml").temporal.steps == 6
+        generate = ["generate", "--motion", "run/motion.safetensors", "--prompt", "a ball", "-o", "a.gif"]
+        assert cli.main([*generate, "--model", str(tiny_wan())]) == 0
+        assert read_clip("a.gif").frames.shape == (17, 32, 48, 3)
+        other = str(tiny_wan(seed=1))
+        capsys.readouterr()
+        message = refused(capsys, *generate, "--model", other)
+        assert "belongs to another model" in message
+
+    def test_stopped_run_goes_on(self, arguments, monkeypatch, capsys):
+        """Ctrl-C at a step: exit code 130 and a checkpoint; the same command finishes the rest."""
+        step = cli.Console.step
+
+        def interrupt(self, stage, number, row):
+            step(self, stage, number, row)
+            if stage == "temporal" and number == 3:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(cli.Console, "step", interrupt)
+            assert cli.main(arguments) == 130
+        assert not Path("run/motion.safetensors").exists() and os.listdir("run/checkpoints")
+        capsys.readouterr()
+        assert cli.main(arguments) == 0
+        out = capsys.readouterr().out
+        assert "of the temporal stage" in out and "spatial 3/3" not in out and "temporal 6/6" in out
+
+    def test_dry_run_and_classify_do_no_more(self, arguments, capsys):
+        assert cli.main([*arguments, "--dry-run"]) == 0
+        assert "tokens" in capsys.readouterr().out and not Path("run").exists()
+        classify = [
+            "classify",
+            "square.mp4",
+            "--model",
+            arguments[arguments.index("--model") + 1],
+            "-o",
+            "map",
+        ]
+        assert cli.main(classify) == 0
+        assert {"heads.json", "heads.png"} <= set(os.listdir("map"))
+        assert not Path("map/motion.safetensors").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -246,6 +247,30 @@ class TestBadInput:
             container.mux(stream.encode())
         path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
         assert "is damaged near frame" in message(read_clip, path)
+
+    @pytest.mark.parametrize(
+        ("name", "codec"), [("cut.webm", "libvpx-vp9"), ("cut.mkv", "ffv1"), ("cut.gif", None)]
+    )
+    def test_file_cut_off_that_does_not_count_its_frames(self, tmp_path, name, codec):
+        noise = np.random.default_rng(2).integers(0, 255, (20, 48, 64, 3), np.uint8)
+        path = tmp_path / name
+        if codec:
+            write_video(path, noise, codec=codec)
+        else:
+            write_clip(path, torch.from_numpy(noise), 16)
+        assert len(read_clip(path).frames) == 20
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) * 3 // 5])
+        assert "is damaged near frame" in message(read_clip, path)
+
+    def test_broken_headers_are_no_crash(self, tmp_path):
+        """Bytes of the headers are hit one after the other: a clip or a message, never another exception."""
+        whole = write_video(tmp_path / "whole.mkv", numbered(5)).read_bytes()
+        path = tmp_path / "broken.mkv"
+        for place in range(4, 600, 11):
+            path.write_bytes(whole[:place] + b"\xd7" + whole[place + 1 :])
+            with contextlib.suppress(UserError):
+                read_clip(path)
 
     def test_variable_frame_rate(self, tmp_path):
         times = [0, 1, 2, 3, 4, 8, 9, 10, 11, 15, 16, 17]
