@@ -199,6 +199,7 @@ def _video(report: Report) -> None:
 def _kernels(report: Report) -> None:
     try:
         import fym_kernels
+        from fym_kernels import extension
 
         choices = fym_kernels.explain()
     except Exception as error:  # whatever is wrong with the extension belongs in the report
@@ -220,6 +221,15 @@ def _kernels(report: Report) -> None:
             report.problem(
                 f"No kernel for {op}: {reason}", "unset FYM_KERNELS_BACKEND, or name another backend"
             )
+    if extension.CPU_LOADED:
+        report.machine["C++ kernels"] = extension.cpu_isa()
+    else:
+        compiler = any(shutil.which(name) for name in ("c++", "g++", "clang++"))
+        build = "pip install --no-build-isolation --no-deps --force-reinstall . (in the checkout)"
+        report.note(
+            "The C++ kernels are not built or do not load, so slower ones run",
+            build if compiler else f"Install a C++ compiler (Debian: apt install g++), then {build}",
+        )
 
 
 def _model(report: Report) -> None:

@@ -251,7 +251,8 @@ class TestExitCodes:
         done = subprocess.run([sys.executable, "-m", "fym", "train", "x.mp4"], capture_output=True, text=True)
         assert done.returncode == 2 and "there is no such file" in done.stderr and done.stdout == ""
         done = subprocess.run([sys.executable, "-m", "fym", "--version"], capture_output=True, text=True)
-        assert done.returncode == 0 and done.stdout.startswith("fym")
+        project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+        assert done.returncode == 0 and done.stdout.split()[-1] == project["version"]
 
 
 class FakeFamily:

@@ -10,6 +10,7 @@ from importlib import metadata
 import pytest
 import torch
 
+import fym_kernels
 from fym import doctor, machine
 from fym.cli import main
 
@@ -117,6 +118,27 @@ def test_little_disk_and_memory(monkeypatch):
 def test_broken_kernels_are_a_finding(monkeypatch):
     monkeypatch.setitem(sys.modules, "fym_kernels", None)
     assert "fym_kernels does not load" in examine(doctor._kernels).problems[0].what
+
+
+@pytest.mark.parametrize("compiler", [None, "/usr/bin/g++"])
+def test_kernels_that_are_not_built(monkeypatch, compiler):
+    monkeypatch.setattr("fym_kernels.extension.CPU_LOADED", False)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: compiler)
+    note = next(f for f in examine(doctor._kernels).findings if f.level == "note")
+    assert "pip install --no-build-isolation" in note.fix and ("apt install" in note.fix) == (
+        compiler is None
+    )
+
+
+def test_kernels_and_why():
+    """One row per op and backend; a backend that cannot run is a problem, named with its reason."""
+    with fym_kernels.use_backend("reference"):
+        rows = examine(doctor._kernels).kernels
+    assert {row["op"] for row in rows} >= {"qk_norm_rope", "lora_qkv", "head_scores"}
+    assert all(row["backend"] == "reference" and "asked for" in row["reason"] for row in rows)
+    with fym_kernels.use_backend("cuda"):
+        problems = examine(doctor._kernels).problems
+    assert problems and "cuda" in problems[0].what
 
 
 def test_facts():
