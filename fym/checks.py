@@ -50,7 +50,9 @@ def check_clip(config: Config, *, shortest: int = 2) -> None:
             "No clip", "the reference clip is what the motion is learned from", "Give the path of a video"
         )
     look = max(LOOK_AHEAD, shortest)
-    found = len(read_clip(clip.path, start=clip.start, frames=clip.frames, at_most=look).frames)
+    # Only the number of frames counts here, so they are kept small.
+    small = read_clip(clip.path, start=clip.start, frames=clip.frames, at_most=look, height=32)
+    found = len(small.frames)
     if found < shortest:
         sparse = (found - 1) // 4 * 4 + 1
         raise UserError(
