@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fym.config import OPTIONS, PRESETS, Config, default_config, load_config, resolve_preset, to_toml
@@ -187,6 +187,7 @@ class TestToml:
         config = Config()
         assert all(get(config, name) == option.default for name, option in OPTIONS.items())
 
+    @settings(deadline=None, max_examples=50)
     @given(
         prompt=st.text(st.characters(codec="utf-8")),
         seeds=st.lists(st.integers(0, 2**32 - 1), min_size=1),
