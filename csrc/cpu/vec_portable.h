@@ -1,0 +1,83 @@
+// Vec in plain C++, for processors without AVX2 and for other architectures. See vec.h.
+
+namespace fym::FYM_ISA {
+
+inline uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+inline float float_of(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline float to_float(float value) { return value; }
+
+inline float to_float(bf16 value) { return float_of(static_cast<uint32_t>(value.bits) << 16); }
+
+inline float to_float(half value) {
+  const uint32_t magnitude = static_cast<uint32_t>(value.bits & 0x7fff) << 13;
+  const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000) << 16;
+  if (magnitude >= 0x0f800000) return float_of(sign | 0x7f800000 | magnitude);  // inf, nan
+  return float_of(sign | bits_of(float_of(magnitude) * 0x1p112f));              // shifts the exponent's bias
+}
+
+inline void from_float(float value, float* out) { *out = value; }
+
+inline void from_float(float value, bf16* out) {
+  const uint32_t bits = bits_of(value);
+  if ((bits & 0x7fffffff) > 0x7f800000)
+    out->bits = static_cast<uint16_t>((bits >> 16) | 0x40);  // quiet nan
+  else
+    out->bits = static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);  // nearest, ties to even
+}
+
+inline void from_float(float value, half* out) {
+  const uint32_t bits = bits_of(value), magnitude = bits & 0x7fffffff;
+  uint32_t result;
+  if (magnitude > 0x7f800000)
+    result = 0x7e00;
+  else if (magnitude >= 0x477ff000)  // 65520 and more round to infinity
+    result = 0x7c00;
+  else if (magnitude < 0x38800000)  // subnormal half: adding 0.5 makes the hardware round at 2^-24
+    result = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000;
+  else
+    result = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  out->bits = static_cast<uint16_t>((bits >> 16 & 0x8000) | result);
+}
+
+struct Vec {
+  static constexpr int64_t width = 8;
+  float lane[width];
+
+  template <class T>
+  static Vec load(const T* p) {
+    Vec v;
+    for (int64_t i = 0; i < width; ++i) v.lane[i] = to_float(p[i]);
+    return v;
+  }
+  template <class T>
+  void store(T* p) const {
+    for (int64_t i = 0; i < width; ++i) from_float(lane[i], p + i);
+  }
+};
+
+inline Vec operator+(Vec a, Vec b) {
+  for (int64_t i = 0; i < Vec::width; ++i) a.lane[i] += b.lane[i];
+  return a;
+}
+
+inline Vec operator*(Vec a, Vec b) {
+  for (int64_t i = 0; i < Vec::width; ++i) a.lane[i] *= b.lane[i];
+  return a;
+}
+
+inline Vec fma(Vec a, Vec b, Vec c) {
+  for (int64_t i = 0; i < Vec::width; ++i) c.lane[i] += a.lane[i] * b.lane[i];
+  return c;
+}
+
+}  // namespace fym::FYM_ISA

@@ -1,0 +1,37 @@
+"""Loads the compiled extension, if this install has one. Nothing here raises: without it the references run."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import torch
+
+from fym_kernels import backend
+
+CPU_ISAS = ("plain C++", "AVX2", "AVX-512", "AVX-512 with bf16")
+
+
+def _load(stem: str, what: str) -> str:
+    """Load `stem`*.so from this folder; empty on success, else why not."""
+    folder = Path(__file__).parent
+    found = sorted(itertools.chain(folder.glob(f"{stem}.*so"), folder.glob(f"{stem}.*pyd")))
+    if not found:
+        return f"{what} is not in this install (pip install . with a C++ compiler builds it)"
+    try:
+        torch.ops.load_library(str(found[0]))
+    except OSError as error:
+        reason = str(error).splitlines()[0].replace(str(folder), folder.name)
+        return f"{what} does not load into torch {torch.__version__}: {reason}"
+    return ""
+
+
+_problem = _load("_C", "the C++ extension")
+CPU_LOADED = not _problem
+if _problem:
+    backend.mark_absent("cpu", _problem)
+
+
+def cpu_isa() -> str:
+    """The instruction set the C++ kernels use on this processor; empty without the extension."""
+    return CPU_ISAS[torch.ops.fym_kernels.cpu_isa()] if CPU_LOADED else ""
