@@ -67,7 +67,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 20px; margi
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 """
 
-# Every clip of a run is held to the first one's time, so that they can be compared frame by frame.
+# All clips of a run are held at the first one's frame, so that they can be compared; their rates may differ.
 SCRIPT = """
 for (const run of document.querySelectorAll('.run')) {
   const videos = [...run.querySelectorAll('video')], player = run.querySelector('.player');
@@ -76,8 +76,11 @@ for (const run of document.querySelectorAll('.run')) {
   const lead = videos[0], button = player.querySelector('button'), slider = player.querySelector('input');
   const output = player.querySelector('output'), fps = Number(player.dataset.fps);
   const last = Number(player.dataset.frames) - 1;
-  let playing = !matchMedia('(prefers-reduced-motion: reduce)').matches, scrubbing = false;
-  const place = (time) => videos.forEach((v) => { v.currentTime = Math.min(time, v.duration || time); });
+  const frame = () => Math.min(last, Math.floor(lead.currentTime * fps + 1e-3));
+  const stretch = (v) => fps / Number(v.dataset.fps);
+  const due = (v, time) => Math.min(time * stretch(v), v.duration || time);
+  const place = (time) => videos.forEach((v) => { v.currentTime = due(v, time); });
+  let playing = !matchMedia('(prefers-reduced-motion: reduce)').matches, before = 0;
   const apply = () => {
     button.textContent = playing ? 'Pause' : 'Play';
     videos.forEach((v) => playing ? v.play().catch(() => {}) : v.pause());
@@ -88,19 +91,20 @@ for (const run of document.querySelectorAll('.run')) {
     if (playing) { playing = false; apply(); }
     place((Number(slider.value) + 0.5) / fps);
   });
-  let before = 0;
-  const tick = () => {
+  setInterval(() => {
     const now = lead.currentTime;
     if (playing) {
       if (now < before) place(0);
-      for (const v of videos) if (v.readyState > 1 && Math.abs(v.currentTime - now) > 1.5 / fps
-        && now < v.duration - 2 / fps) v.currentTime = now;
-      slider.value = Math.min(last, Math.floor(now * fps));
+      for (const v of videos) {
+        const late = Math.abs(v.currentTime - due(v, now)) * Number(v.dataset.fps);
+        if (v.readyState > 1 && late > 1.5 && frame() < last - 1) v.currentTime = due(v, now);
+      }
+      slider.value = frame();
     }
     before = now;
-    output.textContent = 'frame ' + Math.min(last, Math.floor(now * fps + 1e-3)) + ' of ' + last;
-  };
-  setInterval(tick, 120);
+    output.textContent = 'frame ' + frame() + ' of ' + last;
+  }, 120);
+  videos.forEach((v) => { v.defaultPlaybackRate = v.playbackRate = stretch(v); });
   apply();
 }
 """

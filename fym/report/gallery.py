@@ -14,6 +14,7 @@ from fym.report.markup import NOT_YET, escape, missing, number, row, table
 from fym.report.rundir import Run, Sample
 
 KINDS = {"motion": "tuned", "base": "base model, no adapters"}
+OWN_SCORES = ("direction", "speed_ratio")
 Made = TypeVar("Made")
 
 
@@ -33,21 +34,27 @@ class Gallery:
             self.notes.append(f"{path.name} cannot be shown: {error}")
             return None
 
-    def compare(self, other: tracks.Tracks | None) -> tuple[float, float]:
-        """`direction` and `speed_ratio` against the reference; nan where a clip is missing."""
-        if self.reference is None or other is None:
-            return math.nan, math.nan
-        return tracks.direction(self.reference.tracks, other), tracks.speed_ratio(
-            self.reference.tracks, other
-        )
+    @property
+    def score_names(self) -> list[str]:
+        """The scores of the table: ours against the reference, then those given in scores.json."""
+        given = (name for values in self.run.scores.values() for name in values)
+        return list(dict.fromkeys([*OWN_SCORES, *given]))
 
-    def mean_direction(self, kind: str) -> float:
-        """Mean `direction` over the clips of one kind; nan if there is none."""
-        values = [
-            self.compare(clip.tracks)[0] for sample, clip in self.samples if clip and sample.kind == kind
-        ]
+    def scores(self, sample: Sample, clip: clips.Measured | None) -> dict[str, float]:
+        """All scores of one clip; nan where it has none."""
+        return self._own(clip.tracks if clip else None) | self.run.scores.get(sample.path.name, {})
+
+    def mean(self, name: str, kind: str) -> float:
+        """The mean of a score over the clips of one kind; nan if there is none."""
+        values = [self.scores(s, clip).get(name, math.nan) for s, clip in self.samples if s.kind == kind]
         finite = [value for value in values if math.isfinite(value)]
         return sum(finite) / len(finite) if finite else math.nan
+
+    def _own(self, other: tracks.Tracks | None) -> dict[str, float]:
+        if self.reference is None or other is None:
+            return dict.fromkeys(OWN_SCORES, math.nan)
+        ours = (tracks.direction, tracks.speed_ratio)
+        return dict(zip(OWN_SCORES, (score(self.reference.tracks, other) for score in ours), strict=True))
 
     def side_by_side(self) -> str:
         """The clips side by side: the reference, then for each prompt and seed what was made."""
@@ -85,32 +92,22 @@ class Gallery:
 
     def _caption(self, sample: Sample, clip: clips.Measured | None) -> str:
         css = ' class="tuned"' if sample.kind == "motion" else ""
-        lines = [f"<b{css}>{escape(KINDS.get(sample.kind, sample.kind))}</b>"]
-        same, speed = self.compare(clip.tracks if clip else None)
-        if math.isfinite(same):
-            lines.append(f"direction {number(same)}, speed ×{number(speed)}")
-        extra = self.run.scores.get(sample.path.name, {})
-        lines += [f"{escape(name.replace('_', ' '))} {number(value)}" for name, value in extra.items()]
-        return "<br>".join(lines)
+        scores = self.scores(sample, clip).items()
+        lines = [f"{escape(name.replace('_', ' '))} {number(v)}" for name, v in scores if math.isfinite(v)]
+        return "<br>".join([f"<b{css}>{escape(KINDS.get(sample.kind, sample.kind))}</b>", *lines])
 
     def score_table(self) -> str:
         """The table of scores with its control rows and definitions."""
         if self.reference is None or self.run.reference is None or not self.samples:
             return missing("Motion scores")
-        extra = list(dict.fromkeys(name for values in self.run.scores.values() for name in values))
         rows = []
         for sample, clip in self.samples:
-            given = self.run.scores.get(sample.path.name, {})
-            values = [
-                *self.compare(clip.tracks if clip else None),
-                *(given.get(name, math.nan) for name in extra),
-            ]
             label = f"{KINDS.get(sample.kind, sample.kind)}: “{sample.prompt}”, seed {sample.seed}"
-            rows.append(row(label, map(number, values)))
-        made = self._try(clips.controls, self.run.reference) or {}
-        for name, found in {"the reference itself": self.reference.tracks, **made}.items():
-            values = [*self.compare(found), *[math.nan] * len(extra)]
-            rows.append(row(f"control: {name}", map(number, values), "control"))
+            rows.append(self._row(label, self.scores(sample, clip)))
+        itself = self._own(self.reference.tracks) | self.run.scores.get(self.run.reference.name, {})
+        rows.append(self._row("control: the reference itself", itself, "control"))
+        for name, found in (self._try(clips.controls, self.run.reference) or {}).items():
+            rows.append(self._row(f"control: {name}", self._own(found), "control"))
         words = (
             "<b>direction</b>: cosine of the velocities of points with the same start, −1 to 1, 1 is best; a "
             "point that stands still counts 0. "
@@ -118,7 +115,10 @@ class Gallery:
             "<b>speed_ratio</b>: speed of the moving points over the reference’s, 1 is best. "
             f"Tracker: {escape(tracks.TRACKER)}."
         )
-        return table(["clip", "direction", "speed_ratio", *extra], rows) + f'<p class="note">{words}</p>'
+        return table(["clip", *self.score_names], rows) + f'<p class="note">{words}</p>'
+
+    def _row(self, label: str, scores: dict[str, float], css: str = "") -> str:
+        return row(label, (number(scores.get(name, math.nan)) for name in self.score_names), css)
 
 
 def _newest(samples: Iterable[Sample]) -> list[Sample]:
@@ -139,7 +139,9 @@ def _figure(clip: clips.Measured | None, caption: str) -> str:
     if clip is None:
         gap = f'<p class="missing">{NOT_YET}</p>'
         return f'<figure class="clip">{gap}<figcaption>{caption}</figcaption></figure>'
-    attributes = f'muted autoplay loop playsinline width="{clip.width}" height="{clip.height}"'
+    attributes = (
+        f'muted autoplay loop playsinline width="{clip.width}" height="{clip.height}" data-fps="{clip.fps:g}"'
+    )
     tiny = ' class="tiny"' if clip.tiny else ""
     return (
         f'<figure class="clip" style="width:{clip.shown_width}px">'

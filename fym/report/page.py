@@ -18,6 +18,8 @@ from fym.report.gallery import Gallery
 from fym.report.markup import duration, escape, number
 from fym.report.rundir import Run, read_run
 
+TUNING = ("classify", "cache", "spatial", "temporal")
+
 
 def write_report(run_dir: Path | str) -> Path:
     """Write `report.html` (and `heads.png`) into a run directory and return the page's path.
@@ -98,11 +100,12 @@ def _article(run: Run) -> str:
 def _tiles(run: Run, gallery: Gallery) -> str:
     """The figures a reader looks for first."""
     tiles: list[tuple[str, str]] = []
-    for kind, name in (("motion", "with the learned motion"), ("base", "base model")):
-        value = gallery.mean_direction(kind)
-        if math.isfinite(value):
-            tiles.append((number(value), f"direction score, {name}"))
-    tuning = {name: cost.get("seconds", 0.0) for name, cost in run.timings.items() if name != "sample"}
+    for name in gallery.score_names:
+        tuned, base = gallery.mean(name, "motion"), gallery.mean(name, "base")
+        if math.isfinite(tuned):
+            without = f", {number(base)} without" if math.isfinite(base) else ""
+            tiles.append((number(tuned), f"{name.replace('_', ' ')} with the motion{without}"))
+    tuning = {name: cost.get("seconds", 0.0) for name, cost in run.timings.items() if name in TUNING}
     if tuning:
         tiles.append((duration(sum(tuning.values())), "tuning: " + ", ".join(tuning)))
     if run.heads is not None:
