@@ -1,0 +1,114 @@
+"""Judge the embedded model by its own clips: `python -m fym.embedded.evaluate [--model FOLDER] [--prompts 40]`.
+
+Held-out prompts are drawn with a seed the training never used. Prints one JSON object; `--sheet FILE.png`
+also writes every clip as a strip of frames to look at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import WanPipeline
+from PIL import Image
+from torch import Tensor
+
+from fym.embedded import model_path
+from fym.embedded.checker import read_clip, velocity_cosine
+from fym.embedded.scenes import MOTIONS, Scene, sample_scene
+from fym.embedded.text import MAX_TOKENS
+
+
+def sample(
+    pipeline: WanPipeline, prompts: list[str], *, seed: int = 0, batch: int = 8, **overrides: float
+) -> Tensor:
+    """Clips (N, F, H, W, 3) uint8 of the prompts; clip i starts from noise of seed + i."""
+    facts = json.loads((Path(pipeline.config._name_or_path) / "fym.json").read_text())
+    call = {
+        "num_frames": facts["num_frames"],
+        "height": facts["height"],
+        "width": facts["width"],
+        "num_inference_steps": facts["num_inference_steps"],
+        "guidance_scale": facts["guidance_scale"],
+        "max_sequence_length": MAX_TOKENS,
+        **overrides,
+    }
+    clips = []
+    for first in range(0, len(prompts), batch):
+        part = prompts[first : first + batch]
+        seeds = [torch.Generator().manual_seed(seed + first + i) for i in range(len(part))]
+        out = pipeline(prompt=part, negative_prompt="", generator=seeds, output_type="np", **call).frames
+        clips.append(torch.from_numpy(np.asarray(out)).mul(255).round().to(torch.uint8))
+    return torch.cat(clips)
+
+
+def held_out_scenes(count: int) -> list[Scene]:
+    """Scenes of the training world that name their motion, drawn with a seed of their own."""
+    rng = np.random.default_rng((2026, count))
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        scene = sample_scene(rng)
+        if MOTIONS[scene.motion][0] in scene.prompt:
+            scenes.append(scene)
+    return scenes
+
+
+def straight_cosine(track: np.ndarray, motion: str) -> float | None:
+    """Velocity cosine with a named straight motion; None for the others."""
+    words = MOTIONS[motion][0].split()
+    steps = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+    direction = np.sum([steps[w] for w in words if w in steps], axis=0, initial=0.0)
+    if words[0] != "moving":
+        return None
+    return velocity_cosine(track, np.arange(len(track))[:, None] * np.asarray(direction, float)[None])
+
+
+def judge(clips: Tensor, scenes: list[Scene]) -> dict[str, float]:
+    """Shares of clips and frames that show what their prompts say."""
+    readings = [read_clip(c) for c in clips]
+    pairs = list(zip(readings, scenes, strict=True))
+    straight = [c for r, s in pairs if (c := straight_cosine(r.track, s.motion)) is not None]
+    return {
+        "clips": len(clips),
+        "colour": float(np.mean([r.colour == s.colour for r, s in pairs])),
+        "background": float(np.mean([r.background == s.background for r, s in pairs])),
+        "shape": float(np.mean([r.shape == s.shape for r, s in pairs])),
+        "one_piece_frames": float(np.mean([r.one_piece.mean() for r in readings])),
+        "straight_motion_cosine": float(np.mean(straight)) if straight else float("nan"),
+    }
+
+
+def sheet(clips: Tensor, path: Path, *, every: int = 6, zoom: int = 2) -> None:
+    """One strip of frames a clip, as a PNG."""
+    picture = torch.cat([torch.cat(list(clip[::every]), 1) for clip in clips], 0).numpy()
+    image = Image.fromarray(picture)
+    image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST).save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, default=model_path())
+    parser.add_argument("--prompts", type=int, default=40)
+    parser.add_argument("--steps", type=int, help="sampling steps (default: the model's)")
+    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--sheet", type=Path)
+    args = parser.parse_args()
+    pipeline = WanPipeline.from_pretrained(args.model)
+    pipeline.set_progress_bar_config(disable=True)
+    overrides = {"num_inference_steps": args.steps, "guidance_scale": args.guidance}
+    scenes = held_out_scenes(args.prompts)
+    clips = sample(
+        pipeline, [s.prompt for s in scenes], **{k: v for k, v in overrides.items() if v is not None}
+    )
+    if args.sheet:
+        sheet(clips, args.sheet)
+    print(json.dumps({k: round(v, 3) for k, v in judge(clips, scenes).items()}))
+
+
+if __name__ == "__main__":
+    main()
