@@ -1,4 +1,4 @@
-"""Does tuning on one clip make other content move that way? `python -m benchmarks.quality --out runs/quality`.
+"""Does tuning on one clip make other content move that way? Run `python -m benchmarks.quality`.
 
 Four motions the embedded model never saw in training are rendered, each is learned from its one clip with the
 `tiny` preset, and each motion file is rendered with two new prompts and two seeds; so is the model without
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from fym.config import load_config
 from fym.console import QuietConsole
@@ -29,6 +30,7 @@ from fym.families import load_family
 from fym.generate import generate
 from fym.motion_file import load_motion_file
 from fym.tune import train
+from fym.video import read_clip as read_clip_file
 from fym.video import write_clip
 
 MOTIONS = ("figure eight", "spiral", "bounce", "zig-zag")
@@ -133,10 +135,23 @@ def table(outcomes: list[dict[str, Any]], steps: dict[str, float]) -> str:
     lines.append("")
     lines.append("Seconds a clip: " + ", ".join(f"{p} {s:.0f}" for p, s in spent.items()) + ".")
     ratio = steps["all frames"] / steps["sparse"]
-    lines.append(
-        f"Temporal step: {steps['sparse']:.3f} s sparse, {steps['all frames']:.3f} s all frames, ratio {ratio:.1f}."
-    )
+    sparse, full = steps["sparse"], steps["all frames"]
+    lines.append(f"Temporal step: {sparse:.3f} s sparse, {full:.3f} s all frames, ratio {ratio:.1f}.")
     return "\n".join(lines)
+
+
+def picture(out: Path, motions: list[str], path: Path, *, zoom: int = 3) -> None:
+    """An animated GIF, one row a motion: the reference, the model without adapters, two tuned clips."""
+    rows = []
+    for motion in motions:
+        folder = out / motion.replace(" ", "_")
+        names = ("clip", "base_0", "tuned_0", f"tuned_{len(SEEDS)}")
+        clips = [read_clip_file(folder / f"{name}.mp4").frames for name in names]
+        rows.append(torch.cat([torch.nn.functional.pad(c, (0, 0, 1, 1, 1, 1), value=255) for c in clips], 2))
+    grid = torch.cat(rows, 1).repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
+    pictures = [Image.fromarray(frame.numpy()).quantize(128) for frame in grid]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=1000 // FPS, loop=0)
 
 
 def main() -> None:
@@ -147,6 +162,7 @@ def main() -> None:
     parser.add_argument("--set", dest="extra", action="append", default=[], help="a config override, a.b=c")
     parser.add_argument("--motions", nargs="*", default=list(MOTIONS))
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/quality.json"))
+    parser.add_argument("--picture", type=Path, default=Path("docs/images/transfer.gif"))
     args = parser.parse_args()
     outcomes = [run_motion(motion, args.out, args.extra) for motion in args.motions]
     steps = step_times(args.extra, args.out)
@@ -159,6 +175,7 @@ def main() -> None:
     }
     args.results.parent.mkdir(parents=True, exist_ok=True)
     args.results.write_text(json.dumps(record, indent=1) + "\n")
+    picture(args.out, args.motions, args.picture)
     print(table(outcomes, steps))
 
 

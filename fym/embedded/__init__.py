@@ -1,4 +1,4 @@
-"""The embedded model: a small Wan pipeline trained here, its world of rendered scenes, and the code that made it.
+"""The embedded model: a small Wan pipeline, its world of rendered scenes, and the code that made it.
 
 Importing this package makes the autoencoder's class known to diffusers, so that
 `WanPipeline.from_pretrained(fym.embedded.model_path())` works.

@@ -1,4 +1,4 @@
-"""Judge the embedded model by its own clips: `python -m fym.embedded.evaluate [--model FOLDER] [--prompts 40]`.
+"""Judge the embedded model by its own clips: `python -m fym.embedded.evaluate`.
 
 Held-out prompts are drawn with a seed the training never used. Prints one JSON object; `--sheet FILE.png`
 also writes every clip as a strip of frames to look at.

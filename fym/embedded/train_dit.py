@@ -1,6 +1,6 @@
 """Train the embedded model's diffusion transformer and write the pipeline folder.
 
-    python -m fym.embedded.train_dit --out FOLDER [--clips-count 6000] [--plan frame:1200,few:4000,full:3000]
+    python -m fym.embedded.train_dit --out FOLDER [--clips-count 8000] [--plan frame:700,few:1900,full:1400]
 
 FOLDER holds `vae/` (from fym.embedded.train_vae). Latents of rendered scenes are encoded once; then the
 transformer and the text encoder learn from single frames (`frame`), from a few latent frames of a clip at
@@ -60,7 +60,7 @@ class MatmulAttention:
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -88,7 +88,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class PickedRope(nn.Module):
     """Wan's rotary table for the latent frames `picked` of a full clip (their true positions)."""
 
-    def __init__(self, rope: nn.Module):
+    def __init__(self, rope: Any):
         super().__init__()
         self.rope = rope
         self.picked: Tensor | None = None
@@ -119,7 +119,7 @@ def make_latents(vae: PatchAutoencoder, folder: Path, count: int, *, chunk: int 
             scenes = [sample_scene(np.random.default_rng((7, index + k))) for k in range(10)]
             x = to_input(torch.stack([render(s) for s in scenes]))
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                z = vae.encode(x).latent_dist.mode().float()
+                z = vae.encode(x, return_dict=False)[0].mode().float()
             latents.append(((z - mean) / std).half().contiguous())
             ids.append(tokenize(tokenizer, [s.prompt for s in scenes]))
             tracks.append(torch.tensor(np.stack([s.track for s in scenes])).half())
@@ -169,7 +169,7 @@ def learning_rate(step: int, total: int) -> float:
 def loss_of(modules: nn.ModuleDict, data: dict[str, Tensor], mode: str, seed: tuple[int, ...]) -> Tensor:
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    transformer = modules["transformer"]
+    transformer: Any = modules["transformer"]
     index = torch.from_numpy(rng.integers(0, len(data["ids"]), BATCH[mode]))
     picked = pick_frames(mode, rng)
     x0 = data["latents"][index][:, :, picked].float()
@@ -190,7 +190,7 @@ def loss_of(modules: nn.ModuleDict, data: dict[str, Tensor], mode: str, seed: tu
 
 
 def parse_plan(text: str) -> list[tuple[dict[str, float], int]]:
-    """`frame:1200,few:4000,full:3000` -> [(chance of each mode, steps), ...]; later parts revisit earlier ones."""
+    """`frame:700,few:1900,full:1400` -> [(chances of the modes, steps), ...]; later parts revisit."""
     mixes = {
         "frame": {"frame": 1.0},
         "few": {"few": 0.85, "frame": 0.15},
@@ -201,18 +201,14 @@ def parse_plan(text: str) -> list[tuple[dict[str, float], int]]:
 
 def mode_of(plan: list[tuple[dict[str, float], int]], step: int) -> str:
     rng = np.random.default_rng((11, step))
-    for mix, steps in plan:
-        if step < steps:
-            break
-        step -= steps
+    ends = np.cumsum([steps for _, steps in plan])
+    mix = plan[int(np.searchsorted(ends, step, side="right"))][0]
     return str(rng.choice(list(mix), p=list(mix.values())))
 
 
-def write_pipeline(
-    modules: nn.ModuleDict, weights: dict[str, Tensor], vae: PatchAutoencoder, out: Path
-) -> None:
+def write_pipeline(vocabulary: int, weights: dict[str, Tensor], vae: PatchAutoencoder, out: Path) -> None:
     """Save the diffusers folder with the given (averaged) weights in half precision."""
-    transformer, encoder = build_transformer(), build_text_encoder(modules["text_encoder"].config.vocab_size)
+    transformer, encoder = build_transformer(), build_text_encoder(vocabulary)
     clean = {k.replace("rope.rope.", "rope."): v for k, v in weights.items()}
     for name, module in (("transformer", transformer), ("text_encoder", encoder)):
         missing = module.load_state_dict(
@@ -244,8 +240,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--clips-count", type=int, default=6000)
-    parser.add_argument("--plan", default="frame:1200,few:4000,full:3000")
+    parser.add_argument("--clips-count", type=int, default=8000)
+    parser.add_argument("--plan", default="frame:700,few:1900,full:1400")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -273,7 +269,8 @@ def main() -> None:
     plan = parse_plan(args.plan)
     total = sum(steps for _, steps in plan)
     log = (args.out / "dit.jsonl").open("a")
-    start, recent = time.time(), {}
+    start = time.time()
+    recent: dict[str, float] = {}
     for step in range(first, total):
         mode = mode_of(plan, step)
         loss = loss_of(modules, data, mode, (args.seed, step))
@@ -311,7 +308,7 @@ def main() -> None:
             }
             torch.save(state, state_file.with_suffix(".tmp"))
             state_file.with_suffix(".tmp").rename(state_file)
-            write_pipeline(modules, averaged, vae, args.out / "model")
+            write_pipeline(len(tokenizer), averaged, vae, args.out / "model")
 
 
 if __name__ == "__main__":

@@ -104,7 +104,10 @@ def evaluate(vae: PatchAutoencoder, real: RealClips | None, clips: int = 12) -> 
     if real is not None:
         groups["real"] = [real.window(rng, 9) for _ in range(clips)]
     inputs = {name: to_input(torch.stack(frames)) for name, frames in groups.items()}
-    return {name: psnr(vae.decode(vae.encode(x).latent_dist.mode()).sample, x) for name, x in inputs.items()}
+    return {
+        name: psnr(vae.decode(vae.encode(x, return_dict=False)[0].mode(), return_dict=False)[0], x)
+        for name, x in inputs.items()
+    }
 
 
 @torch.no_grad()
@@ -116,7 +119,8 @@ def set_latent_statistics(vae: PatchAutoencoder) -> None:
 
 def make_optimizers(module: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     """Muon on the matrices of the blocks, AdamW on everything else."""
-    matrices, rest = [], []
+    matrices: list[Tensor] = []
+    rest: list[Tensor] = []
     for name, p in module.named_parameters():
         (matrices if p.ndim == 2 and "blocks." in name else rest).append(p)
     return [
