@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,51 +19,16 @@ import torch
 from torch import Tensor
 
 from fym import memory
-from fym.adapters import HeadLora
-from fym.checkpoint import Checkpoint, save_checkpoint
+from fym.checkpoint import load_checkpoint, save_checkpoint
 from fym.config import StageConfig, TuneConfig
 from fym.console import Console
 from fym.errors import UserError
 from fym.families.base import Family
 from fym.losses import logged_terms, tuning_loss
-from fym.runlog import STAGES, StepLog
+from fym.runlog import StepLog
+from fym.state import TuningState
 
 Draw = Callable[[torch.Generator, int], tuple[Tensor, Tensor | None]]
-
-
-@dataclass
-class TuningState:
-    """All that a step depends on. identity: what the run was started with, checked when it resumes."""
-
-    generator: torch.Generator
-    identity: dict[str, Any]
-    adapters: dict[str, HeadLora] = field(default_factory=dict)
-    optimizer: torch.optim.Optimizer | None = None
-    stage: str = STAGES[0]
-    step: int = 0
-
-    def checkpoint(self) -> Checkpoint:
-        tensors = {"generator": self.generator.get_state()}
-        for name, adapter in self.adapters.items():
-            tensors |= {f"{name}.{key}": value for key, value in adapter.state_dict().items()}
-        if self.optimizer is not None:
-            for number, values in self.optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{number}.{key}": value for key, value in values.items()}
-        name = f"{STAGES.index(self.stage)}-{self.stage}-{self.step:06d}"
-        return Checkpoint(name, tensors, {"stage": self.stage, "step": self.step, "identity": self.identity})
-
-    def restore(self, checkpoint: Checkpoint, stage: str) -> None:
-        """Takes over generator, step and this stage's optimiser from a checkpoint of the same stage."""
-        self.stage, self.step = stage, checkpoint.record["step"]
-        self.generator.set_state(checkpoint.tensors["generator"])
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in checkpoint.tensors.items():
-            if name.startswith("optimizer."):
-                _, number, key = name.split(".")
-                moments.setdefault(int(number), {})[key] = value
-        if self.optimizer is not None:
-            groups = self.optimizer.state_dict()["param_groups"]
-            self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 @dataclass(frozen=True)
@@ -139,16 +104,6 @@ def run_stage(
     return seconds
 
 
-def new_optimizer(adapter: HeadLora, settings: StageConfig) -> torch.optim.Optimizer | None:
-    """AdamW over an adapter; None where it has no parameters, since no head is of its kind."""
-    parameters = list(adapter.parameters())
-    if not parameters:
-        return None
-    return torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
-
-
 def _loss(
     family: Family, stage: Stage, generator: torch.Generator, latents: Tensor
 ) -> tuple[Tensor, tuple[float, float]]:
@@ -166,8 +121,6 @@ def _loss(
 
 
 def _not_finite(stage: str, step: int, folder: Path) -> UserError:
-    from fym.checkpoint import load_checkpoint
-
     kept = load_checkpoint(folder)
     where = f"{kept.record['stage']} step {kept.record['step']}" if kept is not None else "none"
     return UserError(

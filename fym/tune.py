@@ -14,34 +14,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fym.adapters import HeadLora
-from fym.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fym.checkpoint import load_checkpoint, save_checkpoint
 from fym.checks import run_directory
-from fym.config import OPTIONS, Config, load_config, to_toml
+from fym.config import Config, to_toml
 from fym.console import Console
-from fym.errors import UserError
 from fym.families import Family, load_family
 from fym.files import check_writable, write_file
 from fym.heads import HeadMap, classify
 from fym.material import Material, SparseClip, read_reference
 from fym.motion_file import MotionFile, load_motion_file, save_motion_file
-from fym.options import get
 from fym.plan import Plan, heads_table
 from fym.runlog import StepLog, Timings
 from fym.samples import Samples
-from fym.stage import Stage, TuningState, new_optimizer, run_stage
+from fym.stage import Stage, run_stage
+from fym.state import TuningState, begin, check_same_run
 from fym.video import Clip, write_clip
-
-# Options that may change between two goes of one run: they say where things are and what is shown, not what
-# is learned. Clip and model are compared by content.
-FREE = ("output", "preset", "model.path", "model.device", "clip.path")
-FREE_SECTIONS = ("generate",)
-FREE_TUNE = ("checkpoint_every", "keep", "sample_every", "log_every", "gradient_checkpointing")
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where things are, and the last losses."""
+    """Where things are, and which heads were tuned."""
 
     run_dir: Path
     motion_file: Path
@@ -62,7 +54,7 @@ def train(config: Config, run_dir: Path, *, console: Console) -> TrainResult:
     KeyboardInterrupt after Ctrl-C, with a checkpoint written.
     """
     run_dir = Path(run_dir)
-    _check_same_run(config, run_dir)
+    check_same_run(config, run_dir)
     check_writable(run_dir)
     write_file(run_dir / "config.toml", to_toml(config))
     family = _load(config)
@@ -76,11 +68,11 @@ def train(config: Config, run_dir: Path, *, console: Console) -> TrainResult:
     sparse = _prepare(material, config, run_dir, timings)
     head_map = _classified(config, run_dir, family, material, timings, console)
 
-    state, checkpoint = _begin(config, run_dir, family, clip, head_map)
+    state, resumed = begin(config, run_dir, family, clip, head_map)
     spatial, temporal = state.adapters["spatial"], state.adapters["temporal"]
     title, rows = heads_table(head_map, spatial, temporal)
     console.table(title, rows)
-    if checkpoint is not None:
+    if resumed:
         console.info(f"going on after step {state.step} of the {state.stage} stage")
     about = _about(config, family, clip, sparse)
     samples = Samples(run_dir, config.generate, config.clip.prompt)
@@ -91,7 +83,8 @@ def train(config: Config, run_dir: Path, *, console: Console) -> TrainResult:
                 "spatial", config.spatial, config.tune, _frame_draw(material), material.text, ["spatial"]
             )
             _tune(family, stage, state, run_dir, log, timings, console)
-            _advance(state, config, run_dir)
+            state.enter("temporal", config)
+            save_checkpoint(run_dir / "checkpoints", state.checkpoint(), keep=config.tune.keep)
         if state.step < config.temporal.steps:
             stage = Stage(
                 "temporal",
@@ -114,6 +107,8 @@ def train(config: Config, run_dir: Path, *, console: Console) -> TrainResult:
             _tune(family, stage, state, run_dir, log, timings, console, sample_now)
     finally:
         log.close()
+    about["norm_leak"] = _leak(family, state, sparse, material.text)
+    console.info(f"the heads without an adapter change by {about['norm_leak']:.2%} through the common norm")
     motion_path = run_dir / "motion.safetensors"
     save_motion_file(motion_path, temporal, spatial, about)
     with timings.measure("sample"):
@@ -149,12 +144,10 @@ def _prepare(material: Material, config: Config, run_dir: Path, timings: Timings
 def _classified(
     config: Config, run_dir: Path, family: Family, material: Material, timings: Timings, console: Console
 ) -> HeadMap:
-    """The head map of an earlier go, or a new one."""
+    """The head map of the run that is resumed, or a new one."""
     path = run_dir / "heads.json"
-    if path.exists():
-        head_map = HeadMap.load(path)
-        if head_map.model_hash == family.model_hash:
-            return head_map
+    if path.exists() and load_checkpoint(run_dir / "checkpoints") is not None:
+        return HeadMap.load(path)
     return _classify(config, run_dir, family, material, timings, console)
 
 
@@ -178,74 +171,6 @@ def _classify(
     head_map.save(run_dir / "heads.json")
     plots.save(plots.head_map(head_map), run_dir / "heads.png")
     return head_map
-
-
-def _begin(
-    config: Config, run_dir: Path, family: Family, clip: Clip, head_map: HeadMap
-) -> tuple[TuningState, Checkpoint | None]:
-    """A new state, or that of the last checkpoint."""
-    identity = {"model": family.model_hash, "clip": clip.sha256}
-    state = TuningState(torch.Generator().manual_seed(config.tune.seed), identity)
-    layers = range(family.num_layers)
-    for name, settings, heads in (
-        ("spatial", config.spatial, [head_map.spatial_heads(n) for n in layers]),
-        ("temporal", config.temporal, [head_map.temporal_heads(n) for n in layers]),
-    ):
-        state.adapters[name] = HeadLora(
-            heads,
-            num_heads=family.num_heads,
-            head_dim=family.head_dim,
-            rank=settings.rank,
-            alpha=settings.alpha,
-            targets=config.tune.targets,
-            generator=state.generator,
-        ).to(family.device)
-    if not state.adapters["temporal"].num_parameters():
-        raise UserError(
-            "No attention head is temporal",
-            f"the largest ratio is {head_map.rho.max():.2f}, the threshold {head_map.threshold:g}",
-            "Use a lower --set heads.threshold, or --rule topk with --set heads.topk",
-        )
-    checkpoint = load_checkpoint(run_dir / "checkpoints")
-    stage = checkpoint.record["stage"] if checkpoint is not None else "spatial"
-    state.optimizer = _enter(state, stage, config)
-    if checkpoint is not None:
-        _take_over(state, checkpoint, run_dir)
-    return state, checkpoint
-
-
-def _take_over(state: TuningState, checkpoint: Checkpoint, run_dir: Path) -> None:
-    if checkpoint.record["identity"] != state.identity:
-        changed = " and ".join(
-            k for k, v in state.identity.items() if checkpoint.record["identity"].get(k) != v
-        )
-        raise UserError(
-            f"{run_dir} holds a run with another {changed}",
-            "its content is not what it was",
-            "Use --fresh to start over, or another directory with -o",
-        )
-    for name, adapter in state.adapters.items():
-        own = {
-            key.removeprefix(f"{name}."): value
-            for key, value in checkpoint.tensors.items()
-            if key.startswith(f"{name}.")
-        }
-        adapter.load_state_dict(own)
-    state.restore(checkpoint, checkpoint.record["stage"])
-
-
-def _enter(state: TuningState, stage: str, config: Config) -> torch.optim.Optimizer | None:
-    """Only the stage's own adapter trains; the other stays as it is, active where the stage says so."""
-    for name, adapter in state.adapters.items():
-        adapter.requires_grad_(name == stage)
-    state.stage, state.step = stage, 0
-    return new_optimizer(state.adapters[stage], config.spatial if stage == "spatial" else config.temporal)
-
-
-def _advance(state: TuningState, config: Config, run_dir: Path) -> None:
-    """From the spatial to the temporal stage, with a checkpoint of its very start."""
-    state.optimizer = _enter(state, "temporal", config)
-    save_checkpoint(run_dir / "checkpoints", state.checkpoint(), keep=config.tune.keep)
 
 
 def _tune(
@@ -307,23 +232,16 @@ def _about(config: Config, family: Family, clip: Clip, sparse: SparseClip) -> di
     }
 
 
-def _check_same_run(config: Config, run_dir: Path) -> None:
-    """UserError if the directory holds a run with other settings, with the list of what differs."""
-    path = run_dir / "config.toml"
-    if not path.exists() or not (run_dir / "checkpoints").is_dir():
-        return
-    before = load_config(path)
-    differing = [
-        f"{name}: {get(before, name)!r} there, {get(config, name)!r} now"
-        for name, option in OPTIONS.items()
-        if name not in FREE
-        and option.section not in FREE_SECTIONS
-        and not (option.section == "tune" and option.leaf in FREE_TUNE)
-        and get(before, name) != get(config, name)
-    ]
-    if differing:
-        raise UserError(
-            f"{run_dir} holds another run",
-            differing[0] if len(differing) == 1 else "\n".join(f"  - {line}" for line in differing),
-            "Use --fresh to start over, or another directory with -o",
-        )
+def _leak(family: Family, state: TuningState, sparse: SparseClip, text: Tensor) -> float:
+    """Largest relative change, over layers, of queries and keys of heads that the temporal adapter leaves.
+
+    Measured in the middle of the noise levels. 0 for families that normalise each head by itself.
+    """
+    generator = torch.Generator().manual_seed(0)
+    latents, _ = sparse.draw(generator)
+    sigma = torch.tensor([0.5], device=latents.device)
+    noise = torch.randn(latents.shape, generator=generator).to(latents)
+    noisy = family.schedule.add_noise(latents[None], noise[None], sigma)
+    adapters = [(state.adapters["temporal"], 1.0)]
+    leaks = family.norm_leak(adapters, noisy, family.schedule.timestep(sigma), text)
+    return max(max(pair) for pair in leaks)

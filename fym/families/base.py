@@ -136,9 +136,12 @@ class Family(ABC):
         """(F,H,W,3) uint8 from the model's own pipeline. text, negative: (1,L,d_text)."""
 
     @abstractmethod
-    def norm_leak(self, layer: int, hidden: Tensor, stack: AdapterStack) -> tuple[float, float]:
-        """How far the update of a layer's active heads reaches the others through a norm over all heads.
+    def norm_leak(
+        self, adapters: Sequence[tuple[HeadLora, float]], latents: Tensor, timestep: Tensor, text: Tensor
+    ) -> list[tuple[float, float]]:
+        """How far adapters reach the heads they do not touch, through a norm over all heads; per layer.
 
-        hidden (B,S,d): input of the layer's self-attention. Relative change (Frobenius) of the inactive
-        heads' normalised (query, key); 0 for families that normalise each head by itself.
+        Relative change (Frobenius) of the untouched heads' normalised (query, key), the layer's input being
+        that of the adapted forward pass of `predict`. 0 where all or no heads are touched, and for families
+        that normalise each head by itself.
         """

@@ -141,10 +141,21 @@ def check_plain(attentions: list[Any]) -> None:
             ("to_v", attn.to_v),
             ("to_out.0", attn.to_out[0]),
         ):
-            if type(linear) is not torch.nn.Linear:
-                kind = type(linear).__module__.split(".")[0] + "." + type(linear).__name__
+            odd = _not_plain(linear)
+            if odd:
                 raise UserError(
                     f"Adapters cannot be added to {name} of block {number}",
-                    f"it is a {kind}, not a plain linear layer",
+                    f"it is a {odd}, not a plain linear layer",
                     "Unload other adapters with unload_lora_weights(), or load the model unquantised",
                 )
+
+
+def _not_plain(linear: Any) -> str:
+    """What a layer is instead of a linear layer with float weights; empty for such a one."""
+    if type(linear) is not torch.nn.Linear:
+        return f"{type(linear).__module__.split('.')[0]} {type(linear).__name__}"
+    if type(linear.weight) is not torch.nn.Parameter:  # torchao keeps the layer and wraps its weight
+        return f"layer with a {type(linear.weight).__name__} weight"
+    if linear.weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"layer of {str(linear.weight.dtype).removeprefix('torch.')} weights"
+    return ""

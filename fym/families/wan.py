@@ -202,9 +202,8 @@ class WanFamily(Family):
         guidance_scale: float,
     ) -> Tensor:
         # Without the text encoder the pipeline finds itself on the device of what is left.
-        parts = {**self.pipeline.components, "text_encoder": None, "tokenizer": None}
         sampler = type(self.pipeline)(
-            **{name: part for name, part in parts.items() if name in self.pipeline.components},
+            **{**self.pipeline.components, "text_encoder": None, "tokenizer": None},
             boundary_ratio=self.pipeline.config.boundary_ratio,
             expand_timesteps=self.pipeline.config.expand_timesteps,
         )
@@ -223,24 +222,45 @@ class WanFamily(Family):
         return _to_uint8(torch.from_numpy(video))
 
     @torch.no_grad()
-    def norm_leak(self, layer: int, hidden: Tensor, stack: AdapterStack) -> tuple[float, float]:
-        attn = self.transformer.blocks[layer].attn1
-        update = stack.qkv(layer)
-        if update is None or len(update.heads) == self.num_heads:
-            return 0.0, 0.0
-        inactive = torch.ones(self.num_heads, dtype=torch.bool)
-        inactive[update.heads.cpu()] = False
-        # The norm does not see positions and RoPE is a rotation: any positions give the same figure.
-        positions = axis_positions(AttentionControl(grid=(hidden.shape[1], 1, 1)))
-        pairs = [
-            normalise_rotate(attn, *project(attn, hidden, used, layer)[:2], positions, self._axes_dim)
-            for used in (AdapterStack(), stack)
-        ]
-        leaks = []
-        for base, changed in zip(*pairs, strict=True):
-            base, changed = base[:, :, inactive].float(), changed[:, :, inactive].float()
-            leaks.append(float((changed - base).norm() / base.norm()))
-        return leaks[0], leaks[1]
+    def norm_leak(
+        self, adapters: Sequence[tuple[HeadLora, float]], latents: Tensor, timestep: Tensor, text: Tensor
+    ) -> list[tuple[float, float]]:
+        leaks = [(0.0, 0.0)] * self.num_layers
+
+        def measure(layer: int, attn: Any, hidden: Tensor, stack: AdapterStack) -> None:
+            update = stack.qkv(layer)
+            if update is None or len(update.heads) == self.num_heads:
+                return
+            inactive = torch.ones(self.num_heads, dtype=torch.bool)
+            inactive[update.heads.cpu()] = False
+            # Rotation changes no norm, so any positions give the same figure.
+            positions = axis_positions(AttentionControl(grid=(hidden.shape[1], 1, 1)))
+            base, changed = (
+                normalise_rotate(attn, *project(attn, hidden, used, layer)[:2], positions, self._axes_dim)
+                for used in (AdapterStack(), stack)
+            )
+            query, key = (
+                float(
+                    (new[:, :, inactive].float() - old[:, :, inactive].float()).norm()
+                    / old[:, :, inactive].float().norm()
+                )
+                for old, new in zip(base, changed, strict=True)
+            )
+            leaks[layer] = (query, key)
+
+        with self.attention(adapters=adapters) as control:
+            hooks = [
+                block.attn1.register_forward_pre_hook(
+                    lambda attn, inputs, layer=layer: measure(layer, attn, inputs[0], control.stack)
+                )
+                for layer, block in enumerate(self.transformer.blocks)
+            ]
+            try:
+                self.predict(latents, timestep, text)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+        return leaks
 
 
 @contextmanager
