@@ -38,6 +38,7 @@ STILL_CHANGE = 4.0  # grey levels: a patch that LK cannot follow and that change
 APPEARANCE_CHANGE = 60.0  # grey levels: a point further than this from its first colour is on something else
 
 LAG = 4  # frames between the two ends of a velocity: one latent frame of the usual 4x video autoencoders
+COMPARABLE = 0.1  # share of the reference's motion that must be seen in the other clip
 SPEED_LAG = 2  # for path lengths: shorter, because the chord of a turn is shorter than its arc
 
 
@@ -161,14 +162,15 @@ def _sample(image: Any, points: Floats) -> Floats:
 
 
 def direction(reference: Tracks, other: Tracks) -> float:
-    """Same-start-point cosine of velocities, in [-1, 1], 1 is best; nan if nothing moves in the reference.
+    """Same-start-point cosine of velocities, in [-1, 1], 1 is best; nan if there is too little to compare.
 
     Both clips must have been tracked with the same grid and starts. Over every track and every `LAG`-frame
     step in which the reference moves (faster than its dead zone) and the same start point is visible in both
     clips: the cosine of the two displacements, 0 where the other clip is still. The mean over those steps,
-    each weighted by the reference's displacement, so slow jitter counts little. Unlike best-match fidelity it
-    sees a reversed zoom. Definition: `direction` of fym's metrics. Two clips of different size are compared
-    in the reference's pixels.
+    each weighted by the reference's displacement, so slow jitter counts little. nan if the reference does not
+    move or the other clip's points are lost for all but a tenth of its motion (noise cannot be tracked).
+    Unlike best-match fidelity it sees a reversed zoom. Two clips of different size are compared in the
+    reference's pixels. Definition: `direction` of fym's metrics.
     """
     if reference.starts.shape != other.starts.shape:
         raise ValueError(f"different grids: {len(reference.starts)} and {len(other.starts)} tracks")
@@ -177,12 +179,13 @@ def direction(reference: Tracks, other: Tracks) -> float:
     steps = min(ref.shape[1], oth.shape[1])
     ref, oth = ref[:, :steps], oth[:, :steps] * _scale(reference, other)
     ref_length, oth_length = np.linalg.norm(ref, axis=-1), np.linalg.norm(oth, axis=-1)
-    counted = ref_seen[:, :steps] & oth_seen[:, :steps] & (ref_length > reference.dead_zone)
-    if not counted.any():
+    weight = np.where(ref_seen[:, :steps] & (ref_length > reference.dead_zone), ref_length, 0.0)
+    compared = np.where(oth_seen[:, :steps], weight, 0.0)
+    if compared.sum() <= COMPARABLE * weight.sum():
         return float("nan")
     cosine = (ref * oth).sum(-1) / np.maximum(ref_length * oth_length, 1e-9)
     cosine = np.where(oth_length > reference.dead_zone, cosine, 0.0)
-    return float(np.average(cosine[counted], weights=ref_length[counted]))
+    return float(np.average(cosine, weights=compared))
 
 
 def speed_ratio(reference: Tracks, other: Tracks) -> float:
@@ -209,24 +212,6 @@ def _speed(tracks: Tracks, scale: Floats) -> float:
 def _scale(reference: Tracks, other: Tracks) -> Floats:
     (ref_h, ref_w), (oth_h, oth_w) = reference.size, other.size
     return np.array([ref_w / oth_w, ref_h / oth_h], np.float32)
-
-
-def velocity_cosine(track: npt.ArrayLike, truth: npt.ArrayLike) -> float:
-    """Mean cosine between the per-frame velocities of two paths (F,2), in [-1, 1]; nan if the truth never
-    moves.
-
-    Frames in which the truth stands (less than 1e-3 pixels) or the track is missing (nan) at either end are
-    left out; a step in which the track stands still counts 0.
-    """
-    made, true = np.asarray(track, np.float64), np.asarray(truth, np.float64)
-    steps = min(len(made), len(true))
-    v_made, v_true = np.diff(made[:steps], axis=0), np.diff(true[:steps], axis=0)
-    length_made, length_true = np.linalg.norm(v_made, axis=1), np.linalg.norm(v_true, axis=1)
-    counted = (length_true > 1e-3) & np.isfinite(length_made)
-    if not counted.any():
-        return float("nan")
-    cosine = (v_made * v_true).sum(1) / np.maximum(length_made * length_true, 1e-9)
-    return float(np.where(length_made > 1e-6, cosine, 0.0)[counted].mean())
 
 
 def draw_tracks(

@@ -30,6 +30,11 @@ from fym.runlog import Timings
 from fym.video import read_clip, write_clip
 
 CLIPS = Path(__file__).parent / "clips"
+DEFINITIONS = {
+    "velocity_cosine": "cosine between the object’s velocity from frame to frame and the true one, −1 to 1, "
+    "1 is best; a frame without an object counts 0.",
+    "right_attributes": "share of shape, colour and background that are as asked, found by segmentation.",
+}
 TUNING = ("classify", "cache", "spatial", "temporal")
 
 
@@ -163,14 +168,18 @@ def _write_scores(case: Case, run_dir: Path) -> list[dict[str, Any]]:
             "velocity_cosine": velocity_cosine(seen.track[:frames], case.track[:frames]),
             "right_attributes": sum(right) / len(right),
         }
-        scores += [{"file": sample["file"], "name": name, "value": value} for name, value in values.items()]
+        scores += [_score(sample["file"], name, value) for name, value in values.items()]
         rows.append({"case": case.name, **sample, **values})
     if case.rendered:  # a control row: what the measurement gives for the truth itself
         track = read_object(read_clip(run_dir / "reference.mp4").frames).track
         value = velocity_cosine(track, case.track[: len(track)])
-        scores.append({"file": "reference.mp4", "name": "velocity_cosine", "value": value})
+        scores.append(_score("reference.mp4", "velocity_cosine", value))
     write_file(run_dir / "scores.json", json.dumps(scores, indent=1) + "\n")
     return rows
+
+
+def _score(file: str, name: str, value: float) -> dict[str, Any]:
+    return {"file": file, "name": name, "value": value, "definition": DEFINITIONS[name]}
 
 
 def _print_results(console: Console, rows: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> None:

@@ -21,6 +21,9 @@ p { margin: 0 0 10px; max-width: 78ch; }
 .missing { color: var(--soft); border: 1px dashed var(--line); border-radius: 8px; padding: 10px 14px;
   margin: 0; }
 .warning { border-left: 3px solid var(--temporal); padding: 4px 12px; margin: 10px 0; }
+main > header { margin-bottom: 48px; }
+main > header h1 { margin-bottom: 16px; }
+a { color: inherit; }
 .run + .run { margin-top: 64px; padding-top: 36px; border-top: 1px solid var(--line); }
 .tiles { display: flex; flex-wrap: wrap; gap: 12px; margin: 20px 0 0; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 10px 16px;
@@ -62,7 +65,6 @@ pre { background: var(--code); border-radius: 8px; padding: 12px 16px; overflow-
   line-height: 1.5; margin: 0 0 12px; }
 code { font-family: ui-monospace, "SF Mono", "DejaVu Sans Mono", Consolas, monospace; }
 details summary { cursor: pointer; color: var(--soft); margin-bottom: 10px; }
-nav a { color: inherit; margin-right: 18px; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 20px; margin: 0; font-size: 14px; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 """

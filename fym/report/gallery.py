@@ -7,14 +7,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from fym import tracks
+from fym import __version__, tracks
 from fym.errors import UserError
 from fym.report import clips
 from fym.report.markup import NOT_YET, escape, missing, number, row, table
 from fym.report.rundir import Run, Sample
 
 KINDS = {"motion": "tuned", "base": "base model, no adapters"}
-OWN_SCORES = ("direction", "speed_ratio")
+DEFINITIONS = {
+    "direction": "cosine of the velocities of points with the same start, −1 to 1, 1 is best; a point that "
+    "stands still counts 0. It compares places, so an object of another size or place scores lower.",
+    "speed_ratio": "speed of the moving points over the reference’s, 1 is best.",
+}
 Made = TypeVar("Made")
 
 
@@ -38,7 +42,12 @@ class Gallery:
     def score_names(self) -> list[str]:
         """The scores of the table: ours against the reference, then those given in scores.json."""
         given = (name for values in self.run.scores.values() for name in values)
-        return list(dict.fromkeys([*OWN_SCORES, *given]))
+        return list(dict.fromkeys([*DEFINITIONS, *given]))
+
+    @property
+    def headlines(self) -> list[str]:
+        """The scores worth a place at the top: those measured against a truth, and `direction`."""
+        return [*(name for name in self.score_names if name not in DEFINITIONS), "direction"]
 
     def scores(self, sample: Sample, clip: clips.Measured | None) -> dict[str, float]:
         """All scores of one clip; nan where it has none."""
@@ -52,9 +61,12 @@ class Gallery:
 
     def _own(self, other: tracks.Tracks | None) -> dict[str, float]:
         if self.reference is None or other is None:
-            return dict.fromkeys(OWN_SCORES, math.nan)
-        ours = (tracks.direction, tracks.speed_ratio)
-        return dict(zip(OWN_SCORES, (score(self.reference.tracks, other) for score in ours), strict=True))
+            return dict.fromkeys(DEFINITIONS, math.nan)
+        reference = self.reference.tracks
+        return {
+            "direction": tracks.direction(reference, other),
+            "speed_ratio": tracks.speed_ratio(reference, other),
+        }
 
     def side_by_side(self) -> str:
         """The clips side by side: the reference, then for each prompt and seed what was made."""
@@ -108,14 +120,12 @@ class Gallery:
         rows.append(self._row("control: the reference itself", itself, "control"))
         for name, found in (self._try(clips.controls, self.run.reference) or {}).items():
             rows.append(self._row(f"control: {name}", self._own(found), "control"))
-        words = (
-            "<b>direction</b>: cosine of the velocities of points with the same start, −1 to 1, 1 is best; a "
-            "point that stands still counts 0. "
-            "It compares places, so an object of another size or place scores lower. "
-            "<b>speed_ratio</b>: speed of the moving points over the reference’s, 1 is best. "
-            f"Tracker: {escape(tracks.TRACKER)}."
+        words = "".join(
+            f"<b>{escape(name)}</b>: {escape(text)}<br>"
+            for name, text in {**DEFINITIONS, **self.run.definitions}.items()
         )
-        return table(["clip", *self.score_names], rows) + f'<p class="note">{words}</p>'
+        tracker = f"Tracker: {escape(tracks.TRACKER)}; fym {escape(__version__)}."
+        return table(["clip", *self.score_names], rows) + f'<p class="note">{words}{tracker}</p>'
 
     def _row(self, label: str, scores: dict[str, float], css: str = "") -> str:
         return row(label, (number(scores.get(name, math.nan)) for name in self.score_names), css)

@@ -15,7 +15,7 @@ from fym.files import write_file
 from fym.report import plots, sections
 from fym.report.assets import SCRIPT, STYLE
 from fym.report.gallery import Gallery
-from fym.report.markup import duration, escape, number
+from fym.report.markup import duration, escape, number, table
 from fym.report.rundir import Run, read_run
 
 TUNING = ("classify", "cache", "spatial", "temporal")
@@ -25,24 +25,41 @@ def write_report(run_dir: Path | str) -> Path:
     """Write `report.html` (and `heads.png`) into a run directory and return the page's path.
 
     Reads config.toml, heads.json, train.jsonl, timings.json, samples/samples.json with its clips,
-    reference.mp4 and, where present, scores.json ([{"file", "name", "value"}], shown beside the clips).
-    Raises UserError if the folder is not there or cannot be written.
+    reference.mp4 and, where present, scores.json ([{"file", "name", "value", "definition"}]), whose scores
+    stand beside ours. Raises UserError if the folder is not there or cannot be written.
     """
     run = read_run(_existing(run_dir))
     if run.heads is not None:
         plots.save(plots.head_map(run.heads), run.folder / "heads.png")
     path = run.folder / "report.html"
-    write_file(path, _document(_title(run), [_article(run)]))
+    write_file(path, _document(_title(run), [_article(Gallery(run))]))
     return path
 
 
 def write_index(run_dirs: Iterable[Path | str], path: Path | str, *, title: str = "Motion transfer") -> Path:
     """Write one self-contained page over several run directories. Raises what `write_report` raises."""
     runs = [read_run(_existing(folder)) for folder in run_dirs]
-    links = "".join(f'<a href="#{_anchor(run)}">{escape(_title(run))}</a>' for run in runs)
-    header = f'<header><p class="soft">{escape(title)}</p><nav>{links}</nav></header>'
-    write_file(Path(path), _document(title, [_article(run) for run in runs], header))
+    galleries = [Gallery(run) for run in runs]
+    header = f"<header><h1>{escape(title)}</h1>{_summary(galleries)}</header>"
+    write_file(Path(path), _document(title, [_article(gallery) for gallery in galleries], header))
     return Path(path)
+
+
+def _summary(galleries: Sequence[Gallery]) -> str:
+    """One line a run: what it learned from, mean scores with and without the motion, time."""
+    names = list(dict.fromkeys(name for gallery in galleries for name in gallery.headlines))
+    rows = []
+    for gallery in galleries:
+        run, cells = gallery.run, []
+        for name in names:
+            cells.append(f"{number(gallery.mean(name, 'motion'))} ({number(gallery.mean(name, 'base'))})")
+        link = f'<a href="#{_anchor(run)}">{escape(_title(run))}</a>'
+        figures = "".join(
+            f'<td class="number">{escape(c)}</td>' for c in [*cells, duration(_tuning_seconds(run))]
+        )
+        rows.append(f"<tr><td>{link}</td>{figures}</tr>")
+    heads = ["run", *(f"{name} (base model)" for name in names), "tuning time"]
+    return table(heads, rows)
 
 
 def _existing(folder: Path | str) -> Path:
@@ -73,8 +90,8 @@ def _anchor(run: Run) -> str:
     return "run-" + "".join(c if c.isalnum() else "-" for c in _title(run))
 
 
-def _article(run: Run) -> str:
-    gallery = Gallery(run)
+def _article(gallery: Gallery) -> str:
+    run = gallery.run
     parts = [
         ("Clips", gallery.side_by_side()),
         ("Motion scores", gallery.score_table()),
@@ -93,21 +110,26 @@ def _article(run: Run) -> str:
     body = "".join(f"<section><h2>{name}</h2>{content}</section>\n" for name, content in parts)
     return (
         f'<article class="run" id="{_anchor(run)}"><h1>{escape(_title(run))}</h1><p class="soft">{said}</p>'
-        f"{_tiles(run, gallery)}{notes}{body}</article>"
+        f"{_tiles(gallery)}{notes}{body}</article>"
     )
 
 
-def _tiles(run: Run, gallery: Gallery) -> str:
+def _tuning_seconds(run: Run) -> float:
+    costs = [cost.get("seconds", math.nan) for name, cost in run.timings.items() if name in TUNING]
+    return sum(costs) if costs else math.nan
+
+
+def _tiles(gallery: Gallery) -> str:
     """The figures a reader looks for first."""
-    tiles: list[tuple[str, str]] = []
-    for name in gallery.score_names:
+    run, tiles = gallery.run, []
+    for name in gallery.headlines:
         tuned, base = gallery.mean(name, "motion"), gallery.mean(name, "base")
         if math.isfinite(tuned):
             without = f", {number(base)} without" if math.isfinite(base) else ""
             tiles.append((number(tuned), f"{name.replace('_', ' ')} with the motion{without}"))
-    tuning = {name: cost.get("seconds", 0.0) for name, cost in run.timings.items() if name in TUNING}
-    if tuning:
-        tiles.append((duration(sum(tuning.values())), "tuning: " + ", ".join(tuning)))
+    seconds = _tuning_seconds(run)
+    if math.isfinite(seconds):
+        tiles.append((duration(seconds), "tuning"))
     if run.heads is not None:
         tiles.append(("{} of {}".format(*run.head_counts), "heads are temporal"))
     for stage in ("spatial", "temporal"):

@@ -40,6 +40,7 @@ class Run:
     timings: dict[str, dict[str, float]]
     samples: list[Sample]
     scores: dict[str, dict[str, float]]  # file name -> name -> value, from scores.json
+    definitions: dict[str, str]  # of those scores, by name
     reference: Path | None
     notes: list[str] = field(default_factory=list)  # files that are there and cannot be read
 
@@ -77,6 +78,7 @@ def read_run(folder: Path) -> Run:
             notes.append(f"{name} cannot be read ({error})")
             return missing
 
+    given: list[dict[str, Any]] = read("scores.json", lambda path: json.loads(path.read_text("utf-8")), [])
     no_samples: list[Sample] = []
     samples = read("samples/samples.json", lambda path: _samples(path, folder), no_samples)
     reference = folder / "reference.mp4"
@@ -91,7 +93,8 @@ def read_run(folder: Path) -> Run:
         log=read("train.jsonl", _log, []),
         timings=read("timings.json", lambda path: dict(json.loads(path.read_text("utf-8"))), {}),
         samples=[sample for sample in samples if sample.kind != "reference"],
-        scores=read("scores.json", _scores, {}),
+        scores=_scores(given),
+        definitions={row["name"]: row["definition"] for row in given if "definition" in row},
         reference=first,
         notes=list(dict.fromkeys(notes)),
     )
@@ -128,8 +131,8 @@ def _inside(folder: Path, name: str) -> Path:
     return folder / name if (folder / name).exists() else folder / "samples" / Path(name).name
 
 
-def _scores(path: Path) -> dict[str, dict[str, float]]:
+def _scores(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     scores: dict[str, dict[str, float]] = {}
-    for row in json.loads(path.read_text("utf-8")):
+    for row in rows:
         scores.setdefault(Path(row["file"]).name, {})[row["name"]] = float(row["value"])
     return scores

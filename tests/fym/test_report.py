@@ -101,9 +101,8 @@ def fabricate(
             name = f"{kind}-{number}.mp4"
             write_clip(folder / "samples" / name, scene(*looks[number % 2], path), 12)
             listed.append({"file": name, "prompt": prompt, "seed": 0, "kind": kind, "step": 300})
-            scores.append(
-                {"file": name, "name": "velocity_cosine", "value": 0.91 if kind == "motion" else 0.02}
-            )
+            value = 0.91 if kind == "motion" else 0.02
+            scores.append({"file": name, "name": "velocity_cosine", "value": value, "definition": "a < b"})
     (folder / "samples" / "samples.json").write_text(json.dumps(listed))
     (folder / "scores.json").write_text(json.dumps(scores))
     return folder
@@ -179,8 +178,9 @@ def test_a_finished_run_is_one_well_formed_offline_file(run_dir):
     assert len(videos) == 2 * (1 + 2 * len(PROMPTS)) and page.tags.count("svg") == 4
     for words in (*PROMPTS, "figure eight", "not there yet"):
         assert (words in page.text) == (words != "not there yet")
-    assert "velocity cosine 0.91" in page.text and "fym train --config" in page.text
-    assert 'muted autoplay loop playsinline width="48" height="48" class="tiny"' in page.source
+    assert "velocity cosine 0.91" in page.text and "velocity_cosine: a < b" in page.text
+    assert "fym train --config" in page.text
+    assert 'muted autoplay loop playsinline width="48" height="48" data-fps="12" class="tiny"' in page.source
 
 
 def test_the_scores_tell_the_tuned_clips_from_the_controls(run_dir):

@@ -150,17 +150,10 @@ def test_nothing_moving_in_the_reference_is_not_a_number():
     assert np.isnan(T.direction(still, still)) and np.isnan(T.speed_ratio(still, still))
 
 
-def test_velocity_cosine():
-    """1 on the path itself, -1 backwards, 0 standing, steps without a finding left out, nan without
-    motion."""
-    path = np.stack([np.arange(9.0), np.sin(np.arange(9.0))], axis=1)
-    assert T.velocity_cosine(path + 5, path) == pytest.approx(1)
-    assert T.velocity_cosine(path[::-1], path) < 0
-    assert T.velocity_cosine(np.zeros((9, 2)), path) == 0
-    missing = path.copy()
-    missing[3] = np.nan
-    assert T.velocity_cosine(missing, path) == pytest.approx(1)
-    assert np.isnan(T.velocity_cosine(path, np.zeros((9, 2))))
+def test_what_cannot_be_tracked_gets_no_score():
+    """Noise instead of a clip: nearly every point is lost, and the few that are left decide nothing."""
+    noise = np.random.default_rng(0).integers(0, 256, (13, 48, 48, 3)).astype(np.uint8)
+    assert np.isnan(T.direction(T.track(shifting(13, (48, 48), 0.6, 0.0)), T.track(noise)))
 
 
 def test_drawing_scales_and_touches_only_the_tracks():
