@@ -20,6 +20,7 @@ from fym.embedded import model_path
 from fym.embedded.checker import read_clip, velocity_cosine
 from fym.embedded.scenes import MOTIONS, Scene, sample_scene
 from fym.embedded.text import MAX_TOKENS
+from fym.embedded.train_vae import evaluate as autoencoder_psnr
 
 
 def sample(
@@ -107,7 +108,9 @@ def main() -> None:
     )
     if args.sheet:
         sheet(clips, args.sheet)
-    print(json.dumps({k: round(v, 3) for k, v in judge(clips, scenes).items()}))
+    figures = judge(clips, scenes)
+    figures |= {f"autoencoder_psnr_db, {k}": v for k, v in autoencoder_psnr(pipeline.vae, None).items()}
+    print(json.dumps({name: round(value, 3) for name, value in figures.items()}, indent=1))
 
 
 if __name__ == "__main__":
