@@ -43,16 +43,15 @@ def generate(
     family.check_size(*size)
     guidance = defaults.guidance_scale if guidance_scale is None else guidance_scale
     adapters = list(_adapters(motion, temporal_scale, spatial_scale))
-    negative = family.encode_prompts([""]) if guidance > 1 else None
+    texts = family.encode_prompts([*prompts, ""]).split(1)  # together: the text encoder moves once
     clips = []
     with family.attention(adapters=adapters):
-        for prompt in prompts:
-            text = family.encode_prompts([prompt])
+        for text in texts[:-1]:
             for seed in seeds:
                 clips.append(
                     family.sample(
                         text,
-                        negative,
+                        texts[-1] if guidance > 1 else None,
                         generator=torch.Generator().manual_seed(seed),
                         num_frames=frames,
                         height=size[0],
