@@ -124,3 +124,21 @@ def moving_square() -> torch.Tensor:
     for f in range(FRAMES):
         frames[f, 10:20, 2 + 2 * f : 12 + 2 * f] = torch.tensor([240, 160, 40])
     return frames.to(torch.uint8)
+
+
+@pytest.fixture(scope="session")
+def make_adapter():  # type: ignore[no-untyped-def]
+    """make_adapter(heads, ...) gives an adapter for the tiny model with random values in A and B."""
+    from fym.adapters import HeadLora
+
+    def make(heads, *, rank=3, alpha=1.5, seed=0, targets="qkvo", std=0.4):  # type: ignore[no-untyped-def]
+        generator = torch.Generator().manual_seed(seed)
+        adapter = HeadLora(
+            heads, num_heads=3, head_dim=12, rank=rank, alpha=alpha, targets=targets, generator=generator
+        )
+        with torch.no_grad():
+            for parameter in adapter.parameters():
+                parameter.copy_(std * torch.randn(parameter.shape, generator=generator))
+        return adapter
+
+    return make

@@ -1,4 +1,4 @@
-"""The losses: zero at the target, blind to what they should be blind to, and not to the direction of motion."""
+"""The losses: zero at the target, blind to what they should be, not to the direction of motion."""
 
 import math
 

@@ -88,7 +88,7 @@ def test_uniform_stride_positions_turn_each_frame_as_in_the_full_clip():
 
 
 def test_a_shifted_window_has_the_same_relative_phases():
-    """Attention logits of a window that starts later equal those of one that starts at 0: RoPE is relative."""
+    """A window that starts later has the logits of one that starts at 0: RoPE is relative."""
     generator = torch.Generator().manual_seed(0)
     query, key = torch.randn(2, 1, 3 * 6, 2, 32, generator=generator, dtype=torch.float64)
     logits = []
@@ -101,7 +101,7 @@ def test_a_shifted_window_has_the_same_relative_phases():
 
 @pytest.mark.parametrize("count", [1, 4, 16, 21])
 def test_counts_that_make_no_whole_latent_frames_are_refused(count):
-    with pytest.raises(ValueError, match="4n\\+1"):
+    with pytest.raises(ValueError, match=r"4n\+1"):
         sparse_frames(17, count)
 
 

@@ -1,0 +1,99 @@
+"""What tuning works on: the clip at the model's size, its latents, cached, and the sparsely picked frames."""
+
+import pytest
+import torch
+
+from fym.config import ClipConfig, TemporalConfig
+from fym.errors import UserError
+from fym.material import Material, SparseClip, read_reference
+from fym.video import write_clip
+
+
+@pytest.fixture(scope="module")
+def clip_path(tmp_path_factory, moving_square):
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    write_clip(path, moving_square, 8)
+    return path
+
+
+@pytest.fixture
+def material(tmp_path, clip_path, tiny_family):
+    config = ClipConfig(path=str(clip_path), prompt="a square")
+    return Material(tiny_family, read_reference(config, tiny_family), config, tmp_path / "cache")
+
+
+def test_the_clip_is_cut_to_whole_latent_frames_and_sized_for_the_model(tmp_path, tiny_family):
+    path = tmp_path / "odd.mp4"
+    write_clip(path, torch.randint(0, 255, (16, 70, 90, 3), dtype=torch.uint8), 8)
+    clip = read_reference(ClipConfig(path=str(path)), tiny_family)
+    assert clip.frames.shape == (13, 32, 48, 3)
+    with pytest.raises(UserError, match="multiple of 16"):
+        read_reference(ClipConfig(path=str(path), height=40), tiny_family)
+
+
+def test_shapes(material):
+    assert material.latents.shape == (16, 5, 4, 6)
+    assert material.frame_latents.shape == (17, 16, 1, 4, 6)
+    assert material.text.shape == (1, 16, 32)
+
+
+def test_every_frame_is_encoded_alone(material, tiny_family):
+    frames = material.clip.frames
+    assert torch.equal(material.frame_latents[9], tiny_family.encode_video(frames[9:10]))
+
+
+def test_the_second_time_nothing_is_encoded(material, tiny_family, monkeypatch):
+    first = material.latents, material.frame_latents, material.text, material.sparse_latents(torch.arange(9))
+    again = Material(tiny_family, material.clip, ClipConfig(prompt="a square"), material.cache_dir)
+    monkeypatch.setattr(tiny_family, "encode_video", None)
+    monkeypatch.setattr(tiny_family, "encode_prompts", None)
+    second = again.latents, again.frame_latents, again.text, again.sparse_latents(torch.arange(9))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("change", [{"prompt": "a circle"}, {"start": 1}])
+def test_another_prompt_or_part_of_the_clip_is_not_mistaken_for_it(material, tiny_family, change):
+    """The cache is keyed by all the result depends on."""
+    _ = material.text, material.latents
+    other = Material(
+        tiny_family, material.clip, ClipConfig(**{"prompt": "a square", **change}), material.cache_dir
+    )
+    files = len(list(material.cache_dir.iterdir()))
+    _ = other.text, other.latents
+    assert len(list(material.cache_dir.iterdir())) > files
+
+
+def draw(material, seed=0, **options):
+    sparse = SparseClip(material, TemporalConfig(sparse_frames=9, **options))
+    return sparse.draw(torch.Generator().manual_seed(seed))
+
+
+def test_uniform_picking_encodes_the_picked_frames(material, tiny_family):
+    latents, positions = draw(material)
+    assert torch.equal(latents, tiny_family.encode_video(material.clip.frames[::2]))
+    assert positions.tolist() == [0, 2, 4]
+
+
+def test_select_takes_latent_frames_of_the_whole_clip(material):
+    latents, positions = draw(material, latents="select")
+    assert torch.equal(latents, material.latents[:, [0, 2, 4]])
+    assert positions.tolist() == [0, 2, 4]
+    assert draw(material, latents="select", positions="none")[1].tolist() == [0, 1, 2]
+
+
+def test_phase_draws_another_window_each_time(material):
+    sparse = SparseClip(material, TemporalConfig(sparse_frames=9, picking="phase"))
+    generator = torch.Generator().manual_seed(0)
+    starts = {float(sparse.draw(generator)[1][0]) for _ in range(60)}
+    assert starts == {k / 4 for k in range(9)}
+    assert len(sparse.frame_index) == 9
+
+
+def test_motion_picking_runs_on_the_clip(material):
+    sparse = SparseClip(material, TemporalConfig(sparse_frames=9, picking="motion"))
+    assert sparse.frame_index[0] == 0 and sparse.frame_index[-1] == 16
+
+
+def test_a_clip_shorter_than_the_sampling_is_refused(material):
+    with pytest.raises(UserError, match="--sparse-frames 17"):
+        SparseClip(material, TemporalConfig(sparse_frames=21))

@@ -1,0 +1,348 @@
+"""The three stages end to end on a tiny random model: exact, resumable, and stopped without loss."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fym import tune
+from fym.checkpoint import load_checkpoint
+from fym.config import load_config
+from fym.console import QuietConsole
+from fym.errors import UserError
+from fym.motion_file import load_motion_file
+from fym.video import write_clip
+
+STEPS = 6  # of each stage
+HEADS = [[0, 1, 0], [1, 0, 1]]  # kinds planted in most runs: 0 spatial, 1 temporal
+
+
+class InterruptingConsole(QuietConsole):
+    """Presses Ctrl-C after one step of a stage."""
+
+    def __init__(self, stage, step):
+        super().__init__()
+        self.where = (stage, step)
+
+    def step(self, stage, step, row):
+        super().step(stage, step, row)
+        if (stage, step) == self.where:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture(scope="module")
+def clip_path(tmp_path_factory, moving_square):
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    write_clip(path, moving_square, 8)
+    return path
+
+
+@pytest.fixture
+def configure(tiny_wan, clip_path):
+    def make(**changes):
+        settings = {
+            "model.path": str(tiny_wan()),
+            "clip.path": str(clip_path),
+            "clip.prompt": "a square",
+            "temporal.sparse_frames": 9,
+            "tune.checkpoint_every": 4,
+            "generate.steps": 1,
+        }
+        for stage in ("spatial", "temporal"):
+            settings |= {f"{stage}.steps": STEPS, f"{stage}.rank": 2, f"{stage}.learning_rate": 1e-2}
+        return load_config(None, settings | {k.replace("__", "."): v for k, v in changes.items()})
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def short_end(monkeypatch):
+    """No report (it has its own tests)."""
+    monkeypatch.setattr("fym.report.write_report", lambda run_dir: run_dir / "report.html")
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """planted(kinds): classification comes out so."""
+
+    def plant(kinds=HEADS):
+        def classify(family, latents, text, config, *, seed, progress=None):
+            from fym.heads import HeadMap
+
+            kind = np.array(kinds, float)
+            return HeadMap(
+                np.ones(kind.shape),
+                1 + kind,
+                np.zeros(kind.shape, np.int64),
+                "mass",
+                1.3,
+                0,
+                1.0,
+                1,
+                [0.9998],
+                family.model_id,
+                family.model_hash,
+            )
+
+        monkeypatch.setattr(tune, "classify", classify)
+
+    plant()
+    return plant
+
+
+def run(config, folder, console=None):
+    return tune.train(config, folder, console=console or QuietConsole())
+
+
+def adapters_of(folder):
+    return load_file(folder / "motion.safetensors"), load_file(folder / "spatial.safetensors")
+
+
+def assert_same(one, other):
+    for a, b in zip(adapters_of(one), adapters_of(other), strict=True):
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def log_of(folder):
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    return [{k: row[k] for k in ("stage", "step", "loss", "loss_flow", "loss_motion")} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Folder of the uninterrupted run, made by the first test that needs it."""
+    return tmp_path_factory.mktemp("straight") / "run"
+
+
+@pytest.fixture
+def uninterrupted(straight, configure, planted):
+    if not straight.exists():
+        run(configure(), straight)
+    return straight
+
+
+def test_a_run_leaves_everything_in_its_directory(uninterrupted):
+    for name in ("config.toml", "heads.json", "heads.png", "train.jsonl", "timings.json", "reference.mp4"):
+        assert (uninterrupted / name).stat().st_size > 0, name
+    [sample] = json.loads((uninterrupted / "samples" / "samples.json").read_text())
+    assert sample["kind"] == "motion" and (uninterrupted / "samples" / sample["file"]).exists()
+    rows = log_of(uninterrupted)
+    assert [(r["stage"], r["step"]) for r in rows] == [
+        (stage, step) for stage in ("spatial", "temporal") for step in range(1, STEPS + 1)
+    ]
+    assert all(r["loss_motion"] == 0 for r in rows[:STEPS]) and all(
+        r["loss_motion"] > 0 for r in rows[STEPS:]
+    )
+    timings = json.loads((uninterrupted / "timings.json").read_text())
+    assert set(timings) == {"cache", "classify", "spatial", "temporal", "sample"}
+    assert all(entry["seconds"] > 0 and entry["peak_rss_mib"] > 0 for entry in timings.values())
+    assert timings["temporal"]["seconds_per_step"] > 0
+
+
+def test_only_the_right_heads_are_tuned(uninterrupted):
+    motion = load_motion_file(uninterrupted / "motion.safetensors")
+    assert [h.tolist() for h in motion.temporal.heads] == [[1], [0, 2]]
+    assert [h.tolist() for h in motion.spatial.heads] == [[0, 2], [1]]
+    for adapter in (motion.temporal, motion.spatial):
+        assert all(p.abs().sum() > 0 for p in adapter.parameters())
+    assert motion.metadata["frames"] == list(range(0, 17, 2)) and motion.metadata["caption"] == "a square"
+    assert 0 < motion.metadata["norm_leak"] < 1
+
+
+def test_two_runs_with_one_seed_are_identical_and_with_another_not(uninterrupted, configure, tmp_path):
+    run(configure(), tmp_path / "again")
+    assert_same(uninterrupted, tmp_path / "again")
+    assert log_of(tmp_path / "again") == log_of(uninterrupted)
+    run(configure(tune__seed=1), tmp_path / "other")
+    assert log_of(tmp_path / "other")[0] != log_of(uninterrupted)[0]
+
+
+@pytest.mark.parametrize(
+    "where", [("spatial", 3), ("spatial", STEPS), ("temporal", 1), ("temporal", 5), ("temporal", STEPS)]
+)
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(uninterrupted, configure, tmp_path, where):
+    """Ctrl-C leaves a checkpoint of that very step; the same command goes on as if nothing had happened."""
+    with pytest.raises(KeyboardInterrupt):
+        run(configure(), tmp_path, InterruptingConsole(*where))
+    kept = load_checkpoint(tmp_path / "checkpoints")
+    assert (kept.record["stage"], kept.record["step"]) == where
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    run(configure(), tmp_path)
+    assert_same(uninterrupted, tmp_path)
+    assert log_of(tmp_path) == log_of(uninterrupted)
+
+
+def test_phase_picking_resumes_bit_for_bit_too(configure, planted, tmp_path):
+    """Here the picked frames come from the generator as well."""
+    options = {"temporal__picking": "phase", "temporal__debias": True, "temporal__batch_size": 2}
+    run(configure(**options), tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        run(configure(**options), tmp_path / "stopped", InterruptingConsole("temporal", 2))
+    run(configure(**options), tmp_path / "stopped")
+    assert_same(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_killed_at_any_moment_it_resumes_to_the_same_result(uninterrupted, configure, tmp_path):
+    """SIGKILL while it trains, a checkpoint at every step; the last one loads and leads to the same end."""
+    config = configure(tune__checkpoint_every=1)
+    from fym.config import to_toml
+
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys, time\n"
+        f"sys.path[:0] = {[str(Path(__file__).parents[2])]!r}\n"
+        "import torch\ntorch.set_num_threads(int(sys.argv[3]))\n"
+        "from pathlib import Path\nfrom fym import tune\nfrom fym.config import load_config\n"
+        "from fym.console import QuietConsole\n"
+        "class Slow(QuietConsole):\n"
+        "    def step(self, *row):\n        super().step(*row)\n        time.sleep(0.01)\n"
+        "tune.train(load_config(sys.argv[1]), Path(sys.argv[2]), console=Slow())\n"
+    )
+    folder = tmp_path / "run"
+    folder.mkdir()
+    # The planted head map: what a resumed run finds is what it uses.
+    checkpoints = folder / "checkpoints"
+    with pytest.raises(KeyboardInterrupt):
+        run(config, folder, InterruptingConsole("spatial", 1))
+    arguments = [sys.executable, str(script), str(tmp_path / "config.toml"), str(folder)]
+    process = subprocess.Popen([*arguments, str(torch.get_num_threads())], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while load_checkpoint(checkpoints).record != {**load_checkpoint(checkpoints).record, "stage": "temporal"}:
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < deadline
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    assert load_checkpoint(checkpoints).record["stage"] == "temporal"
+    run(config, folder)
+    assert_same(uninterrupted, folder)
+
+
+def test_stage_3_leaves_the_spatial_adapter_alone_and_uses_it(uninterrupted, configure, planted, tmp_path):
+    """Its parameters are those of the end of stage 2, and stage 3 comes out differently without it."""
+    with pytest.raises(KeyboardInterrupt):
+        run(configure(), tmp_path / "a", InterruptingConsole("spatial", STEPS))
+    after_stage_2 = load_checkpoint(tmp_path / "a" / "checkpoints").tensors
+    spatial = load_motion_file(uninterrupted / "motion.safetensors").spatial
+    for name, value in spatial.state_dict().items():
+        assert torch.equal(value, after_stage_2[f"spatial.{name}"])
+    run(configure(spatial__steps=0), tmp_path / "b")
+    ours, without = log_of(uninterrupted)[STEPS:], log_of(tmp_path / "b")
+    assert all(a["loss"] != b["loss"] for a, b in zip(ours, without, strict=True))
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [[[0, 0, 0], [1, 0, 1]], [[1, 1, 1], [0, 1, 0]], [[1, 1, 1], [1, 1, 1]]],
+    ids=["no temporal", "no spatial", "all temporal"],
+)
+def test_a_layer_with_one_kind_of_heads_works_everywhere(configure, planted, tmp_path, kinds, tiny_wan):
+    """Train, export, generate with fym and load in plain diffusers."""
+    planted(kinds)
+    run(configure(generate__spatial_scale=1.0), tmp_path)
+    motion = load_motion_file(tmp_path / "motion.safetensors")
+    assert [len(h) for h in motion.temporal.heads] == [sum(layer) for layer in kinds]
+    assert list((tmp_path / "samples").glob("*.mp4"))
+    from diffusers import WanPipeline
+
+    pipe = WanPipeline.from_pretrained(tiny_wan(), dtype=torch.float32)
+    pipe.load_lora_weights(tmp_path / "motion.safetensors")
+    assert pipe.get_list_adapters()
+
+
+def test_no_temporal_head_at_all_is_explained(configure, planted, tmp_path):
+    planted([[0, 0, 0], [0, 0, 0]])
+    with pytest.raises(UserError, match=r"No attention head is temporal.*heads\.threshold"):
+        run(configure(), tmp_path)
+
+
+@pytest.mark.parametrize("stage", ["spatial", "temporal"])
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(
+    configure, planted, tmp_path, stage
+):
+    config = configure(**{f"{stage}__learning_rate": 1e30, "tune__checkpoint_every": 1})
+    with pytest.raises(
+        UserError, match=rf"not a number at {stage} step 2: .*\({stage} step 1\).*learning_rate"
+    ):
+        run(config, tmp_path)
+    kept = load_checkpoint(tmp_path / "checkpoints")
+    assert kept.record["stage"] == stage and kept.record["step"] == 1
+    assert all(t.isfinite().all() for t in kept.tensors.values() if t.is_floating_point())
+
+
+def test_a_finished_run_does_nothing_again(uninterrupted, configure, monkeypatch):
+    before = (uninterrupted / "motion.safetensors").read_bytes()
+    monkeypatch.setattr(tune, "run_stage", None)
+    run(configure(), uninterrupted)
+    assert (uninterrupted / "motion.safetensors").read_bytes() == before
+
+
+def test_another_run_in_the_directory_is_refused_with_what_differs(uninterrupted, configure):
+    with pytest.raises(
+        UserError, match=r"(?s)another run.*temporal\.rank: 2 there, 3 now.*tune\.seed.*--fresh"
+    ):
+        run(configure(temporal__rank=3, tune__seed=5), uninterrupted)
+    run(configure(tune__log_every=3, generate__seeds=[0, 7]), uninterrupted)
+    assert len(json.loads((uninterrupted / "samples" / "samples.json").read_text())) == 2
+
+
+def test_another_clip_under_the_same_name_is_noticed(configure, planted, tmp_path, moving_square):
+    path = tmp_path / "clip.mp4"
+    write_clip(path, moving_square, 8)
+    config = configure(clip__path=str(path))
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "run", InterruptingConsole("spatial", 1))
+    write_clip(path, moving_square.flip(0), 8)
+    with pytest.raises(UserError, match="another clip"):
+        run(config, tmp_path / "run")
+
+
+def test_every_option_of_the_temporal_stage_trains(configure, planted, tmp_path):
+    options = {
+        "temporal__picking": "motion",
+        "temporal__positions": "ratio",
+        "temporal__latents": "select",
+        "temporal__motion_weight": 0.0,
+        "tune__noise": "logit_normal",
+        "tune__weighting": "none",
+        "tune__targets": "qkv",
+        "tune__grad_clip": 0.0,
+        "tune__gradient_checkpointing": True,
+        "tune__sample_every": 2,
+        "spatial__batch_size": 3,
+    }
+    run(configure(**options), tmp_path)
+    assert not any(".o." in name for name in load_file(tmp_path / "motion.safetensors"))
+    steps = [row["step"] for row in json.loads((tmp_path / "samples" / "samples.json").read_text())]
+    assert steps == [2, 4, 6]
+
+
+def test_a_clip_is_classified_alone(configure, tmp_path):
+    found = tune.classify_clip(configure(), tmp_path, console=QuietConsole())
+    assert found.kind.shape == (2, 3)
+    assert (tmp_path / "heads.json").exists() and (tmp_path / "heads.png").exists()
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_the_plan_names_what_will_happen_and_writes_nothing(configure, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = " ".join(" ".join(row) for _, rows in tune.plan(configure()).tables() for row in rows)
+    for part in (
+        "2 layers",
+        "3 heads of 12",
+        "17 at 8 fps, 48x32",
+        "30 whole, 18 sparse",
+        "rank 2",
+        "runs/clip",
+    ):
+        assert part in text, part
+    assert not list(tmp_path.iterdir())
