@@ -24,6 +24,7 @@ from torch import Tensor
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
+Ints = npt.NDArray[np.int64]
 
 TRACKER = f"OpenCV {cv2.__version__} Lucas-Kanade grid, forward-backward checked"
 
@@ -48,7 +49,7 @@ class Tracks:
 
     points: Floats  # (N, F, 2) x, y in pixels
     visible: Bools  # (N, F)
-    starts: npt.NDArray[np.int64]  # (N,) the frame each track starts in
+    starts: Ints  # (N,) the frame each track starts in
     size: tuple[int, int]  # (H, W) pixels
 
     @property
@@ -85,22 +86,13 @@ def track(frames: Tensor | Bytes, *, grid: int = 16, starts: int = 4) -> Tracks:
     corner = np.stack(np.meshgrid(axis_x, axis_y), axis=-1).reshape(-1, 2)  # measured from the image's corner
     seeds = (corner * factor - 0.5).astype(np.float32)
 
-    points, visible, born = [], [], []
-    for start in np.linspace(0, count - 1, max(1, starts) + 1)[:-1].round().astype(int):
-        place = np.repeat(seeds[:, None], count, axis=1)
-        alive = np.zeros((len(seeds), count), dtype=bool)
-        alive[:, start] = True
-        _follow(images, smooth, list(range(start, count)), place, alive)
-        _follow(images, smooth, list(range(start, -1, -1)), place, alive)
-        points.append((place + 0.5) / factor - 0.5)
-        visible.append(alive)
-        born.append(np.full(len(seeds), start))
-    return Tracks(
-        np.concatenate(points).astype(np.float32),
-        np.concatenate(visible),
-        np.concatenate(born),
-        (height, width),
-    )
+    first = np.linspace(0, count - 1, max(1, starts) + 1)[:-1].round().astype(np.int64)
+    born = np.repeat(first, len(seeds))
+    place = np.repeat(np.tile(seeds, (len(first), 1))[:, None], count, axis=1)
+    alive = born[:, None] == np.arange(count)
+    _follow(images, smooth, born, range(count), place, alive)
+    _follow(images, smooth, born, range(count - 1, -1, -1), place, alive)
+    return Tracks(((place + 0.5) / factor - 0.5).astype(np.float32), alive, born, (height, width))
 
 
 def _as_array(frames: Tensor | Bytes) -> Bytes:
@@ -119,18 +111,21 @@ def _enlarge(frame: Bytes, factor: int) -> Bytes:
     )
 
 
-def _follow(images: list[Any], smooth: list[Any], order: list[int], place: Floats, alive: Bools) -> None:
-    """Fill `place` (N,F,2) and `alive` (N,F) along the frames `order`, whose first one is set already."""
+def _follow(
+    images: list[Any], smooth: list[Any], born: Ints, order: range, place: Floats, alive: Bools
+) -> None:
+    """Fill `place` (N,F,2) and `alive` (N,F) along `order` (frames), each track from its frame `born` on."""
     # All three colour channels are tracked: a red disc on a blue ground may have no contrast in grey.
     criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 20, 0.01)
     lucas_kanade = partial(
         cv2.calcOpticalFlowPyrLK, winSize=(WINDOW, WINDOW), maxLevel=LEVELS, criteria=criteria
     )
     height, width = images[0].shape[:2]
-    colour = _sample(smooth[order[0]], place[:, order[0]])
+    colour = np.stack([_sample(smooth[t], place[n : n + 1, t])[0] for n, t in enumerate(born)])
     for now, then in pairwise(order):
-        place[:, then] = place[:, now]
-        rows = np.flatnonzero(alive[:, now])
+        begun = (born - now) * order.step <= 0
+        place[begun, then] = place[begun, now]
+        rows = np.flatnonzero(alive[:, now] & begun)
         if not len(rows):
             continue
         old = np.ascontiguousarray(place[rows, now])
@@ -254,13 +249,13 @@ def draw_tracks(
     return torch.from_numpy(np.stack(drawn))
 
 
-def _some_moving(tracks: Tracks, limit: int) -> npt.NDArray[np.int64]:
+def _some_moving(tracks: Tracks, limit: int) -> Ints:
     """At most `limit` moving tracks, spread over the image; the same ones for the same tracks."""
     rows = np.flatnonzero(tracks.moving())
     return np.random.default_rng(0).permutation(rows)[:limit]
 
 
-def _colours(tracks: Tracks, rows: npt.NDArray[np.int64]) -> list[tuple[int, int, int]]:
+def _colours(tracks: Tracks, rows: Ints) -> list[tuple[int, int, int]]:
     """One saturated colour a track: the hue is the direction of its start seen from the image's centre."""
     height, width = tracks.size
     start = tracks.points[rows, tracks.starts[rows]] - np.array([(width - 1) / 2, (height - 1) / 2])

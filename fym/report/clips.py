@@ -38,7 +38,7 @@ class Measured:
     def shown_width(self) -> int:
         """Width on the page in CSS pixels: 4 to 6 times the clip's for tiny ones."""
         if min(self.height, self.width) >= TINY_SIDE:
-            return round(240 * max(1.0, min(1.6, self.width / self.height)))
+            return round(200 * max(1.0, min(1.7, self.width / self.height)))
         return self.width * max(2, min(6, 192 // min(self.height, self.width)))
 
     @property
