@@ -72,7 +72,8 @@ def cpu_extension(helper, required: bool) -> Extension:
         "-fvisibility=hidden",
         "-Wall",
         "-Wextra",
-        "-Wno-maybe-uninitialized",
+        "-Wno-maybe-uninitialized",  # gcc 12 warns about its own AVX-512 header
+        "-Wno-unused-parameter",  # as does torch's
     ]
     return helper.CppExtension(
         "fym_kernels._C",

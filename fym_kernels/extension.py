@@ -1,4 +1,4 @@
-"""Loads the compiled extension, if this install has one. Nothing here raises: without it the references run."""
+"""Loads the compiled extension, if this install has one. It never raises: without it the references run."""
 
 from __future__ import annotations
 

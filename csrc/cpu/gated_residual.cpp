@@ -50,7 +50,7 @@ void sum_rows(G* out, const float* rows, int64_t count, int64_t d) {
 namespace fym {
 
 // Tokens whose gate gradients are summed together: fixed, so that the result does not depend on the threads.
-constexpr int64_t tokens_per_part = 256;
+constexpr int64_t tokens_per_part = 64;
 
 void check(const Tensor& like, const char* name, const Tensor& y, const Tensor& gate) {
   STD_TORCH_CHECK(like.dim() == 3, name, " must be (B,S,d)");

@@ -1,8 +1,8 @@
-// Which instruction set the CPU kernels use: the best one this processor has, found once.
+// Which instruction set the CPU kernels use: the best one this processor has.
 #pragma once
 
-#include <cstdlib>
-#include <cstring>
+#include <algorithm>
+#include <atomic>
 
 namespace fym {
 
@@ -20,18 +20,15 @@ inline Isa detect_isa() {
   return Isa::portable;
 }
 
-// FYM_KERNELS_ISA = portable, avx2, avx512 or avx512bf16 lowers the choice (it never raises it): for tests and
-// for telling a kernel's fault from a processor's. Unknown names change nothing.
+// The highest instruction set allowed, for tests and for telling a kernel's fault from a processor's.
+inline std::atomic<int>& isa_limit() {
+  static std::atomic<int> limit{static_cast<int>(Isa::avx512bf16)};
+  return limit;
+}
+
 inline Isa best_isa() {
-  static const Isa chosen = [] {
-    const Isa most = detect_isa();
-    const char* wish = std::getenv("FYM_KERNELS_ISA");
-    const char* names[] = {"portable", "avx2", "avx512", "avx512bf16"};
-    for (int i = 0; wish != nullptr && i < static_cast<int>(most); ++i)
-      if (std::strcmp(wish, names[i]) == 0) return static_cast<Isa>(i);
-    return most;
-  }();
-  return chosen;
+  static const int detected = static_cast<int>(detect_isa());
+  return static_cast<Isa>(std::min(detected, isa_limit().load(std::memory_order_relaxed)));
 }
 
 }  // namespace fym

@@ -43,7 +43,7 @@ def _fake_backward(
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
     _, y, gate = inputs
-    _, need_y, need_gate = ctx.needs_input_grad
+    need_y, need_gate = ctx.needs_input_grad[1:3]
     ctx.save_for_backward(y if need_gate else None, gate if need_y or need_gate else None)
 
 

@@ -33,7 +33,7 @@ def check_base(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Non
     if weight.ndim != 2 or weight.shape[1] != x.shape[2]:
         raise ValueError(f"{name} must have shape (d_out, {x.shape[2]}), got {tuple(weight.shape)}")
     if bias is not None:
-        bias_name = name.replace("weight", "bias")
+        bias_name = name.replace("weights", "biases").replace("weight", "bias")
         checks.floating(bias_name, bias, x)
         checks.same_dtype(bias_name, bias, "x", x)
         checks.shape(bias_name, bias, (weight.shape[0],))
