@@ -184,7 +184,7 @@ def _score(file: str, name: str, value: float) -> dict[str, Any]:
 
 def _print_results(console: Console, rows: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> None:
     table: list[Sequence[str]] = [
-        ("clip", "prompt", "velocity cosine: tuned", "base", "attributes right: tuned", "base")
+        ("clip", "prompt", "velocity cosine", "base model", "attributes", "base model")
     ]
     for row in rows:
         if row["kind"] == "motion":
