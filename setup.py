@@ -12,12 +12,17 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.errors import CompileError
 
 TORCH_TARGET = "0x020a000000000000"  # the stable ABI of torch 2.10: one build serves every later release
 ROOT = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
+
+# without build isolation pip does not look at the version pyproject.toml asks for
+if int(setuptools.__version__.split(".")[0]) < 77:
+    sys.exit(f"fym: setuptools {setuptools.__version__} is too old: pip install 'setuptools>=77', then again")
 
 
 def say(text: str) -> None:
