@@ -5,6 +5,7 @@ F pixel frames, F' latent frames, C,h,w latent channels and size. Everything enc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -89,7 +90,7 @@ class Material:
             )
         return self._sparse[key]
 
-    def _cached(self, make, **parts) -> Tensor:  # type: ignore[no-untyped-def]
+    def _cached(self, make: Callable[[], Tensor], **parts: object) -> Tensor:
         made = get_or_make(self.cache_dir, {**self._key, **parts}, lambda: {"tensor": make()})
         return made["tensor"].to(self.family.device)
 

@@ -7,6 +7,7 @@ generator seeded by tune.seed, whose state is part of each checkpoint.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from fym.motion_file import MotionFile, load_motion_file, save_motion_file
 from fym.plan import Plan, heads_table
 from fym.runlog import StepLog, Timings
 from fym.samples import Samples
-from fym.stage import Stage, run_stage
+from fym.stage import Draw, Stage, run_stage
 from fym.state import TuningState, begin, check_same_run
 from fym.video import Clip, write_clip
 
@@ -181,7 +182,7 @@ def _tune(
     log: StepLog,
     timings: Timings,
     console: Console,
-    after_step: Any = None,
+    after_step: Callable[[int], None] | None = None,
 ) -> None:
     if state.optimizer is None or state.step >= stage.settings.steps:
         return
@@ -196,7 +197,7 @@ def _tune(
         figures["seconds_per_step"] = statistics.median(seconds[1:] or seconds)
 
 
-def _frame_draw(material: Material) -> Any:
+def _frame_draw(material: Material) -> Draw:
     def draw(generator: torch.Generator, batch: int) -> tuple[Tensor, None]:
         index = torch.randint(material.num_frames, (batch,), generator=generator)
         return material.frame_latents[index.to(material.frame_latents.device)], None
@@ -204,7 +205,7 @@ def _frame_draw(material: Material) -> Any:
     return draw
 
 
-def _clip_draw(sparse: SparseClip) -> Any:
+def _clip_draw(sparse: SparseClip) -> Draw:
     def draw(generator: torch.Generator, batch: int) -> tuple[Tensor, Tensor]:
         latents, positions = sparse.draw(generator)
         return latents.expand(batch, -1, -1, -1, -1), positions

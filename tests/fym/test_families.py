@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+import fym_kernels
 from fym.adapters import AdapterStack, HeadLora
 from fym.errors import UserError
 from fym.families import load_family
@@ -51,12 +52,22 @@ def test_our_attention_equals_the_stock_processor_bit_for_bit_in_fp32(tiny_wan, 
     family = load_family(str(tiny_wan(head_dim=head_dim)), dtype="float32", device="cpu")
     text = family.encode_prompts(["a red ball"])
     stock = family.predict(noisy(family), T, text)
-    with family.attention() as control:
+    with fym_kernels.use_backend("reference"), family.attention() as control:
         assert torch.equal(family.predict(noisy(family), T, text), stock)
         control.time_positions = torch.arange(3, dtype=torch.float64)
         assert torch.equal(family.predict(noisy(family), T, text), stock)
         control.time_positions = 4.0 * torch.arange(3, dtype=torch.float64)
         assert not torch.equal(family.predict(noisy(family), T, text), stock)
+
+
+@torch.no_grad()
+def test_every_backend_equals_it_to_rounding(tiny_wan):
+    """The kernels of this machine: an error of a few fp32 roundings, layer upon layer."""
+    family = load_family(str(tiny_wan(head_dim=128)), dtype="float32", device="cpu")
+    text = family.encode_prompts(["a red ball"])
+    stock = family.predict(noisy(family), T, text)
+    with family.attention():
+        torch.testing.assert_close(family.predict(noisy(family), T, text), stock, rtol=0, atol=2e-5)
 
 
 @torch.no_grad()
@@ -278,6 +289,17 @@ def test_every_kind_of_wrong_model_is_named(tiny_wan, tmp_path):
     }.items():
         with pytest.raises(UserError, match=message):
             load_family(str(tmp_path / name))
+
+
+def test_a_hub_id_that_cannot_be_fetched_says_why(monkeypatch):
+    def offline(*arguments, **options):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(
+        UserError, match=r"somebody/a-model cannot be fetched: no route to host\. .*local folder"
+    ):
+        load_family("somebody/a-model")
 
 
 def test_devices_that_are_not_there_are_named(tiny_wan):
