@@ -116,7 +116,8 @@ def _serialise(adapter: HeadLora, about: Mapping[str, Any]) -> bytes:
         "alpha": adapter.alpha,
         "targets": adapter.targets,
     }
-    return save(tensors, metadata={"format": "pt", HEADER: json.dumps(record, sort_keys=True)})
+    # One entry only: safetensors writes several in a random order, and equal runs should make equal files.
+    return save(tensors, metadata={HEADER: json.dumps(record, sort_keys=True)})
 
 
 def _read(path: Path) -> tuple[HeadLora, dict[str, Any]]:
