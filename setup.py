@@ -19,6 +19,7 @@ from setuptools.errors import CompileError
 TORCH_TARGET = "0x020a000000000000"  # the stable ABI of torch 2.10: one build serves every later release
 ROOT = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
+BUILDS = {"build", "build_ext", "bdist_wheel", "editable_wheel", "develop", "install"}
 
 # without build isolation pip does not look at the version pyproject.toml asks for
 if int(setuptools.__version__.split(".")[0]) < 77:
@@ -26,7 +27,8 @@ if int(setuptools.__version__.split(".")[0]) < 77:
 
 
 def say(text: str) -> None:
-    print(f"fym: {text}", file=sys.stderr, flush=True)
+    if BUILDS & set(sys.argv):  # and not when pip only asks for the metadata, which it does first
+        print(f"fym: {text}", file=sys.stderr, flush=True)
 
 
 def import_build_helper():
@@ -98,7 +100,7 @@ def build_command(helper):
                 super().build_extension(ext)
             except (RuntimeError, OSError) as error:  # what torch's ninja build raises
                 if ext.optional:
-                    say(f"{ext.name} did not compile; installing pure Python with the reference kernels")
+                    say(f"{ext.name} did not compile: pure Python with the reference kernels")
                 raise CompileError(str(error)) from error
             say(f"built {ext.name} with {os.environ.get('CXX', 'c++')}")
 
@@ -122,7 +124,7 @@ def extensions() -> dict:
     if missing:
         if wish:
             sys.exit(f"fym: FYM_BUILD={wish}, but there is {missing}")
-        say(f"{missing}: installing pure Python with the reference kernels")
+        say(f"{missing}: pure Python with the reference kernels; add it and install again for the C++ ones")
         return {}
     find_ninja()
     os.chdir(ROOT)
