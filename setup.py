@@ -8,6 +8,7 @@ unset           the CPU extension if torch and a compiler are there; else pure P
 
 import os
 import shutil
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -50,14 +51,14 @@ def import_build_helper():
 
 
 def find_compiler() -> str | None:
-    """The C++ compiler's command, also put where torch and setuptools look for it."""
+    """A C++ compiler that starts, also put where torch and setuptools look for it."""
     wanted = os.environ.get("CXX", "").split()
-    if wanted:
-        return shutil.which(wanted[0])
-    found = next((path for name in COMPILERS if (path := shutil.which(name))), None)
-    if found is not None and shutil.which("c++") is None:
-        os.environ["CXX"] = found
-    return found
+    for name in wanted[:1] or COMPILERS:
+        path = shutil.which(name)
+        if path and subprocess.run([path, "--version"], capture_output=True).returncode == 0:
+            os.environ.setdefault("CXX", name)
+            return name
+    return None
 
 
 def find_ninja() -> None:
@@ -102,7 +103,7 @@ def build_command(helper):
                 if ext.optional:
                     say(f"{ext.name} did not compile: pure Python with the reference kernels")
                 raise CompileError(str(error)) from error
-            say(f"built {ext.name} with {os.environ.get('CXX', 'c++')}")
+            say(f"built {ext.name} with {os.environ['CXX']}")
 
     return Build
 
@@ -118,7 +119,7 @@ def extensions() -> dict:
         sys.exit("fym: FYM_BUILD=cuda, but this version has no CUDA kernels: use FYM_BUILD=cpu")
     missing = ""
     if find_compiler() is None:
-        missing = f"no C++ compiler ({', '.join(COMPILERS)} or $CXX)"
+        missing = f"no working C++ compiler ($CXX, {', '.join(COMPILERS)})"
     elif (helper := import_build_helper()) is None:
         missing = "no torch to build against in this environment"
     if missing:
