@@ -21,7 +21,7 @@ OPS = (
 )
 
 
-class TritonMissing(ImportError):
+class TritonMissingError(ImportError):
     """A Triton kernel was asked for, and triton cannot be imported here."""
 
 
@@ -35,11 +35,11 @@ def problem() -> str:
 def load(op: str) -> ModuleType:
     """The module with the launchers of `op`: its docstring gives their signatures.
 
-    Raises KeyError for an op without a Triton kernel, and TritonMissing where triton is not installed.
+    Raises KeyError for an op without a Triton kernel, and TritonMissingError where triton is not installed.
     """
     if op not in OPS:
         raise KeyError(f"no Triton kernel for {op!r}; there is one for {', '.join(OPS)}")
     missing = problem()
     if missing:
-        raise TritonMissing(f"the Triton kernel of {op} cannot be loaded: {missing}")
+        raise TritonMissingError(f"the Triton kernel of {op} cannot be loaded: {missing}")
     return importlib.import_module(f"{__name__}.{op}")

@@ -7,14 +7,23 @@ test_triton_interpreter.py starts it, or set the variable for the whole run.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 # bfloat16 is left out: the interpreter multiplies its bit patterns instead of its values
-DTYPES = (torch.float32, torch.float16, torch.float64)
+DTYPES = (torch.float64, torch.float32, torch.float16)
+
+
+def in_each_dtype(cases: Iterable[Any]) -> list[tuple[torch.dtype, Any]]:
+    """Every case in float64, which shows the arithmetic, and the first also in the narrow types, which shows
+    casts and accumulation: the interpreter takes milliseconds per program.
+    """
+    first, *rest = cases
+    return [(dtype, first) for dtype in DTYPES] + [(torch.float64, case) for case in rest]
 
 
 def interpreted() -> pytest.MarkDecorator:
