@@ -138,13 +138,13 @@ class AdapterStack:
     """Several adapters at once, each with its own strength, as one low-rank update per layer.
 
     A's are stacked along the rank; in the stacked B (A for o) the rows of an adapter's heads see its own rank
-    columns only, so adapters never mix. Frozen adapters are laid out once, trainable ones at every call.
+    columns only, so adapters never mix. What is frozen when the stack is made is laid out once; trainable
+    adapters are added to it at every call.
     """
 
     def __init__(self, adapters: Sequence[tuple[HeadLora, float]] = ()) -> None:
         self.adapters = [(adapter, scale) for adapter, scale in adapters if scale != 0]
-        self._frozen: dict[tuple[int, str], Update | None] = {}
-        self._index: dict[tuple[int, str], tuple[Tensor, list[Tensor | None]]] = {}
+        self._layouts: dict[tuple[int, str], _Layout | None] = {}
 
     def qkv(self, layer: int) -> Update | None:
         """The update of the three input projections of a layer; None where no adapter has heads."""
@@ -156,68 +156,92 @@ class AdapterStack:
 
     def _update(self, layer: int, projections: str) -> Update | None:
         key = (layer, projections)
-        if key in self._frozen:
-            return self._frozen[key]
-        present = [
-            (adapter, scale)
-            for adapter, scale in self.adapters
-            if projections[0] in adapter.targets and len(adapter.heads[layer])
-        ]
-        update = self._stack(layer, projections, present) if present else None
-        if not any(p.requires_grad for adapter, _ in present for p in adapter.parameters()):
-            self._frozen[key] = update
-        return update
+        if key not in self._layouts:
+            present = [
+                (adapter, scale)
+                for adapter, scale in self.adapters
+                if projections[0] in adapter.targets and len(adapter.heads[layer])
+            ]
+            self._layouts[key] = _Layout(layer, projections, present) if present else None
+        layout = self._layouts[key]
+        return layout.update() if layout is not None else None
 
-    def _stack(self, layer: int, projections: str, present: list[tuple[HeadLora, float]]) -> Update:
-        if len(present) == 1:
-            adapter, scale = present[0]
-            pairs = adapter.layer(layer)
-            heads, _ = self._layout(layer, projections, present)
-            return Update(
-                heads,
-                {p: pairs[p].lora_A for p in projections},
-                {p: pairs[p].lora_B for p in projections},
-                scale * adapter.scaling,
-            )
-        heads, places = self._layout(layer, projections, present)
-        lora_a: dict[str, Tensor] = {}
-        lora_b: dict[str, Tensor] = {}
-        for p in projections:
-            parts_a: list[Tensor] = []
-            parts_b: list[Tensor] = []
-            for (adapter, scale), place in zip(present, places, strict=True):
-                pair = adapter.layer(layer)[p]
-                a: Tensor = pair.lora_A
-                b = pair.lora_B * (scale * adapter.scaling)
-                if place is not None:  # one row (column) of zeros at the end stands for every absent head
-                    if p == "o":
-                        a = F.pad(a, (0, 1)).index_select(1, place)
-                    else:
-                        b = F.pad(b, (0, 0, 0, 1)).index_select(0, place)
-                parts_a.append(a)
-                parts_b.append(b)
-            lora_a[p], lora_b[p] = torch.cat(parts_a, 0), torch.cat(parts_b, 1)
-        return Update(heads, lora_a, lora_b, 1.0)
 
-    def _layout(
-        self, layer: int, projections: str, present: list[tuple[HeadLora, float]]
-    ) -> tuple[Tensor, list[Tensor | None]]:
-        """The union of the heads, and per adapter where its rows go in it (None: exactly there)."""
-        key = (layer, projections)
-        if key not in self._index:
-            device = present[0][0].device
-            union = torch.cat([adapter.heads[layer] for adapter, _ in present]).unique()
-            places: list[Tensor | None] = []
-            for adapter, _ in present:
-                own = adapter.heads[layer]
-                if len(own) == len(union):
-                    places.append(None)
-                    continue
-                dim = adapter.head_dim
-                slot = torch.full((adapter.num_heads,), -1)
-                slot[own] = torch.arange(len(own))
-                place = slot[union][:, None] * dim + torch.arange(dim)
-                place[slot[union] < 0] = len(own) * dim
-                places.append(place.flatten().to(device))
-            self._index[key] = (union.to(device), places)
-        return self._index[key]
+class _Member(NamedTuple):
+    """A trainable adapter's place: `rows` of the union of heads, `pad` zeros before and after its ranks."""
+
+    pairs: dict[str, LoraPair]
+    factor: float
+    rows: Tensor
+    pad: tuple[int, int]
+
+
+class _Layout:
+    """The update of one layer: the part of frozen adapters, and where trainable ones are put into it."""
+
+    def __init__(self, layer: int, projections: str, present: list[tuple[HeadLora, float]]) -> None:
+        self.projections, device = projections, present[0][0].device
+        frozen = [pair for pair in present if not _trains(pair[0])]
+        trained = [pair for pair in present if _trains(pair[0])]
+        union = torch.cat([adapter.heads[layer] for adapter, _ in present]).unique()
+        self.heads = union.to(device)
+        self.rank = sum(adapter.rank for adapter, _ in present)
+        dim = present[0][0].head_dim
+        self.trained: list[_Member] = []
+        self.still_a: dict[str, list[Tensor]] = {p: [] for p in projections}
+        self.still_b: dict[str, list[Tensor]] = {p: [] for p in projections}
+        self.masked = {p: torch.zeros(self._shape(p, len(union) * dim), device=device) for p in projections}
+        done = 0
+        for adapter, scale in frozen + trained:  # frozen ranks first
+            slots = torch.searchsorted(union, adapter.heads[layer])
+            rows = (slots[:, None] * dim + torch.arange(dim)).flatten().to(device)
+            pad = (done, self.rank - done - adapter.rank)
+            done += adapter.rank
+            member = _Member(adapter.layer(layer), scale * adapter.scaling, rows, pad)
+            if _trains(adapter):
+                self.trained.append(member)
+                continue
+            for p, pair in member.pairs.items():
+                if p in projections:
+                    a, b = pair.lora_A.detach(), pair.lora_B.detach() * member.factor
+                    self.masked[p] = self._put(p, self.masked[p], a if p == "o" else b, member)
+                    (self.still_b if p == "o" else self.still_a)[p].append(b if p == "o" else a)
+        self.fixed = self._assemble() if not self.trained else None
+
+    def update(self) -> Update:
+        return self.fixed if self.fixed is not None else self._assemble()
+
+    def _assemble(self) -> Update:
+        first: dict[str, Tensor] = {}
+        second: dict[str, Tensor] = {}
+        if len(self.trained) == 1 and self.trained[0].pad == (0, 0):  # alone: its own tensors
+            pairs, factor = self.trained[0].pairs, self.trained[0].factor
+            for p in self.projections:
+                first[p], second[p] = pairs[p].lora_A, pairs[p].lora_B
+            return Update(self.heads, first, second, factor)
+        for p in self.projections:
+            masked, parts_a, parts_b = self.masked[p], list(self.still_a[p]), list(self.still_b[p])
+            for member in self.trained:
+                a: Tensor = member.pairs[p].lora_A
+                b: Tensor = member.pairs[p].lora_B
+                if member.factor != 1:
+                    b = b * member.factor
+                masked = self._put(p, masked, a if p == "o" else b, member)
+                (parts_b if p == "o" else parts_a).append(b if p == "o" else a)
+            first[p] = masked if p == "o" else torch.cat(parts_a, 0)
+            second[p] = torch.cat(parts_b, 1) if p == "o" else masked
+        return Update(self.heads, first, second, 1.0)
+
+    def _shape(self, p: str, rows: int) -> tuple[int, int]:
+        return (self.rank, rows) if p == "o" else (rows, self.rank)
+
+    @staticmethod
+    def _put(p: str, masked: Tensor, values: Tensor, member: _Member) -> Tensor:
+        """B (A for o) with a member's values added at its rows (columns) and ranks, which are zero before."""
+        if p == "o":
+            return masked.index_add(1, member.rows, F.pad(values, (0, 0, *member.pad)))
+        return masked.index_add(0, member.rows, F.pad(values, member.pad))
+
+
+def _trains(adapter: HeadLora) -> bool:
+    return any(p.requires_grad for p in adapter.parameters())

@@ -64,7 +64,7 @@ class Material:
             kind="text",
             prompt=self.caption,
             length=self.family.defaults.max_sequence_length,
-            dtype=str(self.family.transformer.dtype),
+            dtype=str(self.family.dtype),
         )
 
     @cached_property
@@ -107,16 +107,17 @@ class SparseClip:
                 f"Use --sparse-frames {most}" if most >= 5 else "Use a longer clip",
             )
         self.material, self.config = material, config
-        self._fixed = None if config.picking == "phase" else self._view(self._pick(None))
+        self._random = config.picking in ("phase", "groups")
+        self._fixed = None if self._random else self._view(self._pick(None))
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Latents (C,F'_s,h,w) and time positions (F'_s,); random only with picking "phase"."""
+        """Latents (C,F'_s,h,w) and time positions (F'_s,); random with picking "phase" and "groups"."""
         return self._fixed if self._fixed is not None else self._view(self._pick(generator))
 
     @property
     def frame_index(self) -> list[int]:
-        """The picked frames, the same at every step; for picking "phase" those of the first window."""
-        generator = torch.Generator().manual_seed(0) if self.config.picking == "phase" else None
+        """The picked frames, the same at every step; for a random picking those of one draw."""
+        generator = torch.Generator().manual_seed(0) if self._random else None
         return [int(i) for i in self._pick(generator)]
 
     def _pick(self, generator: torch.Generator | None) -> Tensor:

@@ -46,7 +46,7 @@ class Plan:
             family.num_layers,
             family.num_heads,
             family.head_dim,
-            str(family.transformer.dtype).removeprefix("torch."),
+            str(family.dtype).removeprefix("torch."),
             str(family.device),
             clip,
             family.tokens(1, height, width),

@@ -33,7 +33,10 @@ def sparse_frames(
 
     uniform: evenly spread, first and last included. phase: a window of evenly spaced frames with room to
     shift, its start drawn from `rng`. motion: spread evenly over the motion in `frames` (F,H,W,3) uint8
-    instead of over time, so that more frames fall where more changes; first and last included.
+    instead of over time, so that more frames fall where more changes; first and last included. groups: the
+    first frame and the pixel frames of whole latent frames, one drawn from `rng` in each of F'_s - 1 equal
+    parts of the clip, so that the speed within a latent frame stays true and, step by step, every part of the
+    clip is seen.
     Raises ValueError if count is not 4n+1 or more than num_frames.
     """
     if count % COMPRESSION != 1 or not 1 < count <= num_frames:
@@ -44,13 +47,19 @@ def sparse_frames(
         stride, room = phase_window(num_frames, count)
         start = int(torch.randint(room + 1, (1,), generator=rng))
         return start + stride * torch.arange(count)
+    if picking == "groups":
+        edges = torch.linspace(1, latent_frames(num_frames), latent_frames(count)).ceil().long()
+        spans = edges.diff()
+        drawn = edges[:-1] + (torch.rand(len(spans), generator=rng) * spans).long()
+        groups = (COMPRESSION * k + torch.arange(1 - COMPRESSION, 1) for k in drawn)
+        return torch.cat([torch.zeros(1, dtype=torch.int64), *groups])
     if picking == "motion":
         if frames is None:
             raise ValueError('picking "motion" needs the frames')
         travelled = np.concatenate([[0.0], np.cumsum(motion_amount(frames))])
         marks = np.interp(np.linspace(0, travelled[-1], count), travelled, np.arange(num_frames))
         return _spread(torch.from_numpy(marks), num_frames)
-    raise ValueError(f'picking is "{picking}"; allowed: "uniform", "phase", "motion"')
+    raise ValueError(f'picking is "{picking}"; allowed: "uniform", "phase", "motion", "groups"')
 
 
 def phase_window(num_frames: int, count: int) -> tuple[int, int]:

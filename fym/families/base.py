@@ -33,6 +33,19 @@ class AttentionControl:
     time_positions: Tensor | None = None
     on_qk: OnQK | None = None
     grid: tuple[int, int, int] = (0, 0, 0)
+    _axes: dict[tuple[int, int, int], tuple[Tensor, ...]] = field(default_factory=dict)
+
+    def positions(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Positions of the (time, row, column) axes for the grid of the present forward pass."""
+        if self.grid not in self._axes:
+            self._axes[self.grid] = tuple(torch.arange(n, dtype=torch.float64) for n in self.grid)
+        frames, rows, columns = self._axes[self.grid]
+        time = self.time_positions
+        if time is not None and len(time) != len(frames):
+            raise ValueError(
+                f"time_positions has {len(time)} entries; the clip has {len(frames)} latent frames"
+            )
+        return (frames if time is None else time), rows, columns
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,7 @@ class Family(ABC):
     num_heads: int
     head_dim: int
     device: torch.device
+    dtype: torch.dtype  # of the transformer
 
     @property
     def default_frames(self) -> int:

@@ -40,7 +40,7 @@ class WanSelfAttention:
     ) -> Tensor:
         control = self.control
         query, key, value = project(attn, hidden_states, control.stack, self.layer)
-        query, key = normalise_rotate(attn, query, key, axis_positions(control), self.axes_dim)
+        query, key = normalise_rotate(attn, query, key, control.positions(), self.axes_dim)
         if control.on_qk is not None:
             control.on_qk(self.layer, query, key)
         attended = dispatch_attention_fn(
@@ -108,21 +108,6 @@ def normalise_rotate(
         axes_dim=axes_dim,
         eps=attn.norm_q.eps,
         norm="across_heads",
-    )
-
-
-def axis_positions(control: AttentionControl) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions of the (time, row, column) axes for the grid of the present forward pass."""
-    frames, rows, columns = control.grid
-    time = control.time_positions
-    if time is None:
-        time = torch.arange(frames, dtype=torch.float64)
-    elif len(time) != frames:
-        raise ValueError(f"time_positions has {len(time)} entries; the clip has {frames} latent frames")
-    return (
-        time,
-        torch.arange(rows, dtype=torch.float64),
-        torch.arange(columns, dtype=torch.float64),
     )
 
 

@@ -17,7 +17,6 @@ from fym.families.base import AttentionControl, Defaults, Family, OnQK
 from fym.families.loading import fingerprint
 from fym.families.processor import (
     WanSelfAttention,
-    axis_positions,
     check_plain,
     normalise_rotate,
     project,
@@ -83,7 +82,7 @@ class WanFamily(Family):
         self.num_layers = len(transformer.blocks)
         self.num_heads = transformer.config.num_attention_heads
         self.head_dim = transformer.config.attention_head_dim
-        self.device = device
+        self.device, self.dtype = device, transformer.dtype  # diffusers walks all parameters to tell it
         rope = transformer.rope
         self._axes_dim = (rope.t_dim, rope.h_dim, rope.w_dim)
         config = pipeline.vae.config
@@ -122,7 +121,7 @@ class WanFamily(Family):
         return torch.cat(encoded)
 
     def predict(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-        batch, dtype = len(latents), self.transformer.dtype
+        batch, dtype = len(latents), self.dtype
         if self.pipeline.config.expand_timesteps:  # Wan 2.2 TI2V: a timestep for every token
             frames, rows, columns = self.grid(latents)
             timestep = timestep[:, None].expand(batch, frames * rows * columns)
@@ -234,7 +233,7 @@ class WanFamily(Family):
             inactive = torch.ones(self.num_heads, dtype=torch.bool)
             inactive[update.heads.cpu()] = False
             # Rotation changes no norm, so any positions give the same figure.
-            positions = axis_positions(AttentionControl(grid=(hidden.shape[1], 1, 1)))
+            positions = AttentionControl(grid=(hidden.shape[1], 1, 1)).positions()
             base, changed = (
                 normalise_rotate(attn, *project(attn, hidden, used, layer)[:2], positions, self._axes_dim)
                 for used in (AdapterStack(), stack)
