@@ -18,12 +18,13 @@ from torch import Tensor
 DTYPES = (torch.float64, torch.float32, torch.float16)
 
 
-def in_each_dtype(cases: Iterable[Any]) -> list[tuple[torch.dtype, Any]]:
+def in_each_dtype(cases: Iterable[Any]) -> list[Any]:
     """Every case in float64, which shows the arithmetic, and the first also in the narrow types, which shows
     casts and accumulation: the interpreter takes milliseconds per program.
     """
     first, *rest = cases
-    return [(dtype, first) for dtype in DTYPES] + [(torch.float64, case) for case in rest]
+    pairs = [(dtype, first) for dtype in DTYPES] + [(torch.float64, case) for case in rest]
+    return [pytest.param(*pair, id=f"{str(pair[0]).removeprefix('torch.')}-{pair[1]}") for pair in pairs]
 
 
 def interpreted() -> pytest.MarkDecorator:
@@ -67,12 +68,14 @@ def assert_as_good(actual: Tensor, naive: Tensor, exact: Tensor, what: str = "")
     """`actual` is as close to the float64 `exact` as plain PyTorch in the same dtype, within a factor 1.5.
 
     The second term is the rounding of a few operations in the accumulation dtype, for results that the
-    naive path happens to hit exactly.
+    naive path happens to hit exactly. In float64 it does so always, being the oracle itself: what is left is
+    another order of summation, and cancellation in the gradients.
     """
     assert actual.shape == exact.shape and actual.dtype == naive.dtype, what
     exact = exact.detach().double()
     error = (actual.detach().double() - exact).norm()
     naive_error = (naive.detach().double() - exact).norm()
-    few = 8 * torch.finfo(torch.float64 if actual.dtype == torch.float64 else torch.float32).eps
+    wide = actual.dtype == torch.float64
+    few = 500 * torch.finfo(torch.float64).eps if wide else 8 * torch.finfo(torch.float32).eps
     bound = 1.5 * naive_error + few * exact.norm() + torch.finfo(actual.dtype).tiny
     assert error <= bound, f"{what}: error {error:.3g}, naive {naive_error:.3g}, size {exact.norm():.3g}"
