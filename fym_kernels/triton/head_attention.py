@@ -1,0 +1,194 @@
+# mypy: disable-error-code="no-untyped-def"
+"""head_attention on Triton: full, spatial and temporal heads in one launch, each visiting what it may see.
+
+forward(query, key, value, head_kind, grid, *, frame_window, location_window, first_frame_sink, scale)
+    -> out (B,S,H,D), logsumexp (B,H,S)                saves query, key, value, out, logsumexp
+backward(grad, query, key, value, out, logsumexp, head_kind, grid, *, <the same options>)
+    -> (grad_query, grad_key, grad_value)              in attention_backward.py, reached from here
+
+query, key, value, grad (B,S,H,D) in any strides (copied only if D is not dense). head_kind (H,) int8 is read
+by the kernel: 0 full, 1 spatial, 2 temporal; its values are not checked. Products in the storage dtype,
+softmax and sums in the accumulation dtype; no atomics: the same bits on every run of one configuration.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fym_kernels.triton.attention_backward import backward
+from fym_kernels.triton.bands import coordinates, load_tile, seen_range, store_tile, token_at, visible
+from fym_kernels.triton.common import (
+    DOT_PRECISION,
+    INTERPRETED,
+    accumulation,
+    accumulation_torch,
+    ceil_div,
+    config,
+    dense_last,
+    launch,
+    power_of_two,
+)
+
+# 128 query rows on 8 warps is the tile flash attention settles on for head dim 128; 64 rows on 4 warps leave
+# less idle where a band is narrow (one location's frames, or a small frame)
+CONFIGS = (
+    config(8, 3, BLOCK_M=128, BLOCK_N=64),
+    config(4, 3, BLOCK_M=64, BLOCK_N=64),
+    config(4, 3, BLOCK_M=64, BLOCK_N=32),
+)
+FLOAT32_CONFIGS = (config(8, 2, BLOCK_M=64, BLOCK_N=32),)
+INTERPRETER_CONFIGS = (config(1, 1, BLOCK_M=16, BLOCK_N=16),)
+LOG2_E = math.log2(math.e)
+LN_2 = tl.constexpr(math.log(2))
+
+__all__ = ["backward", "forward"]
+
+
+@triton.jit
+def _forward_part(
+    q, acc, top, total, k_ptr, v_ptr, k_token, v_token, n, first, last, frames, locations, width,
+    frame_window, location_window,
+    SCALE: tl.constexpr, KIND: tl.constexpr, HAS_SINK: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    u_q, v_q = coordinates(n, frames, locations, width, KIND)
+    reach = location_window if KIND == 2 else 0
+    for step in range(-reach, reach + 1):
+        low, high = seen_range(
+            first, last, step, frames, locations, width, frame_window, location_window, KIND
+        )
+        for start in range(low, high, BLOCK_N):
+            j = start + tl.arange(0, BLOCK_N)
+            token = token_at(j, frames, locations, KIND)
+            inside = j < high
+            k = load_tile(k_ptr, token, k_token, inside, DIM, BLOCK_D)
+            logits = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC) * SCALE
+            seen = inside[None, :]
+            if KIND == 1 or KIND == 2:
+                u_k, v_k = coordinates(j, frames, locations, width, KIND)
+                seen = seen & visible(
+                    u_q[:, None], v_q[:, None], u_k[None, :], v_k[None, :],
+                    step, frame_window, location_window, KIND,
+                )  # fmt: skip
+            if KIND == 2 and HAS_SINK:  # the first frame is the sink's part
+                seen = seen & (j % frames > 0)[None, :]
+            logits = tl.where(seen, logits, float("-inf"))
+            new_top = tl.maximum(top, tl.max(logits, 1))
+            base = tl.where(new_top == float("-inf"), 0, new_top)  # rows that have seen nothing yet
+            faded = tl.exp2(top - base)
+            p = tl.exp2(logits - base[:, None])
+            v = load_tile(v_ptr, token, v_token, inside, DIM, BLOCK_D)
+            total = total * faded + tl.sum(p, 1)
+            acc = tl.dot(p.to(v.dtype), v, acc * faded[:, None], input_precision=PRECISION, out_dtype=ACC)
+            top = new_top
+    return acc, top, total
+
+
+@triton.jit
+def _forward_head(
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, q_token, k_token, v_token, out_token, start,
+    tokens, frames, locations, width, frame_window, location_window,
+    SCALE: tl.constexpr, KIND: tl.constexpr, HAS_SINK: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    n = start + tl.arange(0, BLOCK_M)
+    token = token_at(n, frames, locations, KIND)
+    q = load_tile(q_ptr, token, q_token, n < tokens, DIM, BLOCK_D)
+    last = tl.minimum(start + BLOCK_M, tokens) - 1
+    acc = tl.zeros([BLOCK_M, BLOCK_D], ACC)
+    top = tl.full([BLOCK_M], float("-inf"), ACC)
+    total = tl.zeros([BLOCK_M], ACC)
+    acc, top, total = _forward_part(
+        q, acc, top, total, k_ptr, v_ptr, k_token, v_token, n, start, last, frames, locations, width,
+        frame_window, location_window, SCALE, KIND, HAS_SINK, DIM, BLOCK_D, BLOCK_N, PRECISION, ACC,
+    )  # fmt: skip
+    if KIND == 2 and HAS_SINK:
+        acc, top, total = _forward_part(
+            q, acc, top, total, k_ptr, v_ptr, k_token, v_token, n, start, last, frames, locations, width,
+            frame_window, location_window, SCALE, 3, HAS_SINK, DIM, BLOCK_D, BLOCK_N, PRECISION, ACC,
+        )  # fmt: skip
+    store_tile(out_ptr, token, out_token, n < tokens, acc / total[:, None], DIM, BLOCK_D)
+    tl.store(lse_ptr + token, (top + tl.log2(total)) * LN_2, mask=n < tokens)
+
+
+@triton.jit
+def _forward_kernel(
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, kind_ptr, tokens, frames, locations, width,
+    frame_window, location_window,
+    q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head,
+    SCALE: tl.constexpr, HAS_SINK: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    start = tl.program_id(0) * BLOCK_M
+    head = tl.program_id(1).to(tl.int64)
+    batch = tl.program_id(2).to(tl.int64)
+    q_ptr += batch * q_batch + head * q_head
+    k_ptr += batch * k_batch + head * k_head
+    v_ptr += batch * v_batch + head * v_head
+    out_ptr += batch * tokens * (HEADS * DIM) + head * DIM
+    lse_ptr += (batch * HEADS + head) * tokens
+    kind = tl.load(kind_ptr + head)
+    if kind == 0:
+        _forward_head(
+            q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, q_token, k_token, v_token, HEADS * DIM, start,
+            tokens, frames, locations, width, frame_window, location_window,
+            SCALE, 0, HAS_SINK, DIM, BLOCK_D, BLOCK_M, BLOCK_N, PRECISION, ACC,
+        )  # fmt: skip
+    elif kind == 1:
+        _forward_head(
+            q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, q_token, k_token, v_token, HEADS * DIM, start,
+            tokens, frames, locations, width, frame_window, location_window,
+            SCALE, 1, HAS_SINK, DIM, BLOCK_D, BLOCK_M, BLOCK_N, PRECISION, ACC,
+        )  # fmt: skip
+    else:
+        _forward_head(
+            q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, q_token, k_token, v_token, HEADS * DIM, start,
+            tokens, frames, locations, width, frame_window, location_window,
+            SCALE, 2, HAS_SINK, DIM, BLOCK_D, BLOCK_M, BLOCK_N, PRECISION, ACC,
+        )  # fmt: skip
+
+
+def forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    head_kind: Tensor,
+    grid: tuple[int, int, int],
+    *,
+    frame_window: int = 0,
+    location_window: int = 0,
+    first_frame_sink: bool = False,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    batch, tokens, heads, dim = query.shape
+    assert key.shape == value.shape == query.shape and key.dtype == value.dtype == query.dtype
+    assert head_kind.shape == (heads,) and grid[0] * grid[1] * grid[2] == tokens
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    acc = accumulation_torch(query.dtype)
+    lse = torch.empty(batch, heads, tokens, dtype=acc, device=query.device)
+    if out.numel() == 0:
+        return out, lse
+    query, key, value = dense_last(query), dense_last(key), dense_last(value)
+    wide = query.element_size() > 2
+    launch(
+        _forward_kernel,
+        lambda meta: (ceil_div(tokens, meta["BLOCK_M"]), heads, batch),
+        query, key, value, out, lse, head_kind.to(query.device), tokens, grid[0], grid[1] * grid[2], grid[2],
+        frame_window, location_window, *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
+        configs=INTERPRETER_CONFIGS if INTERPRETED else FLOAT32_CONFIGS if wide else CONFIGS,
+        key=("HEADS", "DIM", "HAS_SINK"),
+        SCALE=(dim**-0.5 if scale is None else scale) * LOG2_E,
+        HAS_SINK=first_frame_sink,
+        HEADS=heads,
+        DIM=dim,
+        BLOCK_D=max(16, power_of_two(dim)),
+        PRECISION=DOT_PRECISION,
+        ACC=accumulation(query.dtype),
+    )  # fmt: skip
+    return out, lse
