@@ -108,8 +108,9 @@ class TemporalConfig(StageConfig):
     sparse_frames: int = option(17, "frames picked from the clip, 4n+1", check=_sparse_4n1)
     picking: str = option(
         "uniform",
-        "which frames: evenly spread, with a random phase each step, or where the motion is largest",
-        choices=("uniform", "phase", "motion"),
+        "which frames: evenly spread, a window of random phase each step, where the motion is largest, or whole "
+        "latent frames, one drawn from each part of the clip at each step",
+        choices=("uniform", "phase", "motion", "groups"),
     )
     positions: str = option(
         "stride",
@@ -199,7 +200,17 @@ def _stages(rank: int, steps: tuple[int, int], rate: float, decay: tuple[float, 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": _stages(128, (3000, 2000), 1e-4, (0.01, 0.01)),
     "fast": _stages(16, (500, 500), 1e-4, (0.1, 0.5)),
-    "tiny": _stages(16, (100, 300), 1e-3, (0.01, 0.01)) | {"temporal.sparse_frames": 13},
+    # Found by measurement on the embedded model, see docs/embedded-model.md.
+    "tiny": _stages(32, (100, 1000), 5e-3, (0.0, 0.0))
+    | {
+        "spatial.learning_rate": 1e-3,
+        "heads.rule": "cosine",
+        "temporal.batch_size": 4,
+        "temporal.sparse_frames": 13,
+        "temporal.picking": "groups",
+        "temporal.latents": "select",
+        "tune.weighting": "none",
+    },
 }
 OPTIONS: dict[str, Option] = options_of(Config)
 

@@ -53,6 +53,23 @@ def test_phase_has_room_to_shift_and_shifts():
     assert starts == set(range(17))
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 24), st.integers(1, 24), st.integers(0, 99))
+def test_groups_are_whole_latent_frames_at_their_own_places(groups, sparse_groups, seed):
+    """The first frame and whole groups of four, increasing, and their positions are those latent frames."""
+    frames, count = 4 * max(groups, sparse_groups) + 1, 4 * min(groups, sparse_groups) + 1
+    index = sparse_frames(frames, count, picking="groups", rng=torch.Generator().manual_seed(seed))
+    assert len(index) == count and index[0] == 0 and index[-1] < frames and (index.diff() > 0).all()
+    places = time_positions(index, frames).long()
+    assert torch.equal(index[1:].reshape(-1, 4), (4 * places[1:, None] + torch.arange(-3, 1)))
+
+
+def test_groups_see_every_part_of_the_clip():
+    generator = torch.Generator().manual_seed(0)
+    drawn = [time_positions(sparse_frames(49, 13, picking="groups", rng=generator), 49) for _ in range(300)]
+    assert set(torch.cat(drawn).tolist()) == set(range(13))
+
+
 def test_motion_picking_takes_more_frames_where_more_moves():
     """A square that rests for half the clip and then runs: most picked frames lie in the second half."""
     generator = torch.Generator().manual_seed(0)
