@@ -6,6 +6,7 @@ Importing this package makes the autoencoder's class known to diffusers, so that
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from fym.embedded import autoencoder as autoencoder  # diffusers finds the class through sys.modules
@@ -14,3 +15,11 @@ from fym.embedded import autoencoder as autoencoder  # diffusers finds the class
 def model_path() -> Path:
     """Folder of the embedded diffusers pipeline."""
     return Path(__file__).parent / "model"
+
+
+def _not_about_the_autoencoder(record: logging.LogRecord) -> bool:
+    """diffusers warns that the autoencoder's class is another one than Wan's; here that is meant."""
+    return "PatchAutoencoder" not in record.getMessage()
+
+
+logging.getLogger("diffusers.pipelines.pipeline_utils").addFilter(_not_about_the_autoencoder)
