@@ -33,7 +33,7 @@ from fym.tune import train
 from fym.video import read_clip as read_clip_file
 from fym.video import write_clip
 
-MOTIONS = ("figure eight", "spiral", "bounce", "zig-zag")
+MOTIONS = ("spiral", "bounce", "zig-zag", "pendulum")  # figure eight chose the preset
 TARGETS = (("star", "yellow", "blue"), ("square", "white", "green"))
 SEEDS = (0, 1)
 

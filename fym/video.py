@@ -178,7 +178,7 @@ def encode_mp4(pictures: Picture, fps: float) -> bytes:
     pictures = np.pad(pictures, pad, mode="edge")
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        # No B frames: x264's AVX-512 path for them reads uninitialised memory, equal frames give unequal files.
+        # No B frames: x264's AVX-512 path for them reads uninitialised memory, so files would differ.
         stream = container.add_stream("libx264", rate=_rate(fps), options={"crf": CRF, "bf": "0"})
         stream.height, stream.width, stream.pix_fmt = pictures.shape[1], pictures.shape[2], "yuv420p"
         for picture in pictures:
