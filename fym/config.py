@@ -108,7 +108,7 @@ class TemporalConfig(StageConfig):
     sparse_frames: int = option(17, "frames picked from the clip, 4n+1", check=_sparse_4n1)
     picking: str = option(
         "uniform",
-        "which frames: evenly spread, a window of random phase each step, where the motion is largest, or whole "
+        "which frames: evenly spread, with a random phase each step, where the motion is largest, or whole "
         "latent frames, one drawn from each part of the clip at each step",
         choices=("uniform", "phase", "motion", "groups"),
     )
