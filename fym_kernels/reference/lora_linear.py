@@ -82,9 +82,13 @@ def take_heads(x: Tensor, active_heads: Tensor, head_dim: int) -> Tensor:
 
 
 def add_heads(y: Tensor, update: Tensor, active_heads: Tensor, head_dim: int) -> Tensor:
-    """y (B,S,d) with `update` (B,S,len(active_heads)*head_dim) added to the active heads' columns."""
+    """y (B,S,d) with `update` (B,S,len(active_heads)*head_dim) added, in place, to the active heads' columns.
+
+    In place is right because y is fresh from the base layer, whose gradient does not need it.
+    """
     update_BSHD = update.to(y.dtype).unflatten(-1, (-1, head_dim))
-    return y.unflatten(-1, (-1, head_dim)).index_add(2, active_heads.to(y.device), update_BSHD).flatten(2)
+    y.unflatten(-1, (-1, head_dim)).index_add_(2, active_heads.to(y.device), update_BSHD)
+    return y
 
 
 def lora_linear(
