@@ -134,6 +134,7 @@ class TuneConfig:
     noise: str = option("uniform", "distribution of the noise level", choices=("uniform", "logit_normal"))
     weighting: str = option("bell", "weight of a noise level in the loss", choices=("bell", "none"))
     grad_clip: float = option(1.0, "largest gradient norm; 0 = no clipping", low=0)
+    decay: float = option(0.0, "last share of a stage over which the learning rate falls to 0", low=0, high=1)
     seed: int = option(0, "seed of the whole run", low=0, high=2**32 - 1)
     checkpoint_every: int = option(100, "steps between checkpoints", low=1)
     keep: int = option(2, "checkpoints kept", low=1)
@@ -210,6 +211,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "temporal.picking": "groups",
         "temporal.latents": "select",
         "tune.weighting": "none",
+        "tune.decay": 0.4,
     },
 }
 OPTIONS: dict[str, Option] = options_of(Config)

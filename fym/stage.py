@@ -79,6 +79,8 @@ def run_stage(
                 values = torch.stack([loss.detach(), norm]).tolist()
                 if not all(abs(value) < float("inf") for value in values):
                     raise _not_finite(stage.name, step, folder)
+                for group in state.optimizer.param_groups:
+                    group["lr"] = settings.learning_rate * rate_factor(step, settings.steps, tune.decay)
                 state.optimizer.step()
                 state.optimizer.zero_grad(set_to_none=True)
                 state.step = step
@@ -102,6 +104,11 @@ def run_stage(
     finally:
         console.end_stage()
     return seconds
+
+
+def rate_factor(step: int, steps: int, decay: float) -> float:
+    """Share of the learning rate at `step` of 1 ... `steps`: 1, then falling to 0 over the last share `decay`."""
+    return min(1.0, (steps - step + 1) / (decay * steps)) if decay else 1.0
 
 
 def _loss(

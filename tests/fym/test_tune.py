@@ -19,6 +19,7 @@ from fym.config import load_config
 from fym.console import QuietConsole
 from fym.errors import UserError
 from fym.motion_file import load_motion_file
+from fym.stage import rate_factor
 from fym.video import write_clip
 
 STEPS = 6  # of each stage
@@ -346,3 +347,10 @@ def test_the_plan_names_what_will_happen_and_writes_nothing(configure, tmp_path,
     ):
         assert part in text, part
     assert not list(tmp_path.iterdir())
+
+
+def test_the_learning_rate_is_constant_and_then_falls_to_zero():
+    """Without decay it never moves; with it the last step still learns, at one part in the decaying steps."""
+    assert {rate_factor(step, 10, 0.0) for step in range(1, 11)} == {1.0}
+    falling = [rate_factor(step, 10, 0.4) for step in range(1, 11)]
+    assert falling == pytest.approx([1, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
