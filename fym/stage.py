@@ -107,7 +107,7 @@ def run_stage(
 
 
 def rate_factor(step: int, steps: int, decay: float) -> float:
-    """Share of the learning rate at `step` of 1 ... `steps`: 1, then falling to 0 over the last share `decay`."""
+    """Share of the learning rate at `step` of 1 ... `steps`: 1, falling to 0 over the last share `decay`."""
     return min(1.0, (steps - step + 1) / (decay * steps)) if decay else 1.0
 
 
