@@ -1,9 +1,12 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Which keys a head sees, as index arithmetic: the geometry the attention kernels share.
+"""Which tokens a head sees, as index arithmetic: the geometry the attention kernels share.
 
-A head's tokens are numbered in its own order: frames slowest (token = f P + p), and for a temporal head
-locations slowest (n = p F' + f), so that what a tile of neighbours sees is a few dense ranges. Nothing is
-permuted in memory: a kernel loads tile n from token_at(n).
+A head's tokens are numbered in its own order: frames slowest (n = f P + p), and for a temporal head locations
+slowest (n = p F' + f), so that what a tile of neighbours sees is a few dense ranges, called bands. Nothing is
+permuted in memory: a kernel loads tile n from token_at(n). Bands differ in numbers, not in code, so all kinds
+share one loop, and with it the shared memory and registers of one.
+
+kind: 0 full, 1 spatial, 2 temporal. `inner` is the fast axis of an order: F' for locations slowest, else 1.
 """
 
 from __future__ import annotations
@@ -11,59 +14,55 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# kinds: 0 full, 1 spatial, 2 temporal; 3 is the second part of a temporal head with a sink, the first frame
+EVERYWHERE = tl.constexpr(1 << 30)
 
 
 @triton.jit
-def token_at(n, frames, locations, KIND: tl.constexpr):
-    if KIND == 2:
-        n = n % frames * locations + n // frames
-    return n.to(tl.int64)
+def token_at(n, inner, locations):
+    return (n % inner * locations + n // inner).to(tl.int64)
 
 
 @triton.jit
-def coordinates(n, frames, locations, width, KIND: tl.constexpr):
-    """(frame, 0) for a spatial head, (row, column) for a temporal one."""
-    if KIND == 1:
-        first = n // locations
-        second = n * 0
-    elif KIND == 2:
-        first = n // frames // width
-        second = n // frames % width
-    else:
-        first = n * 0
-        second = n * 0
-    return first, second
+def band_count(kind, location_window):
+    """Bands of rows a temporal head sees; one band for the others."""
+    return tl.where(kind == 2, 2 * location_window + 1, 1)
 
 
 @triton.jit
-def seen_range(
-    first, last, step, frames, locations, width, frame_window, location_window, KIND: tl.constexpr
+def band_range(
+    kind, step, first, last, inner, tokens, frames, locations, width, frame_window, location_window
 ):
-    """The dense range [low, high) holding what tiles first..last see `step` rows below (temporal only)."""
-    if KIND == 1:
-        low = tl.maximum(first // locations - frame_window, 0) * locations
-        high = tl.minimum(last // locations + frame_window + 1, frames) * locations
-    elif KIND == 2:
-        low = tl.maximum(first // frames + step * width - location_window, 0) * frames
-        high = tl.minimum(last // frames + step * width + location_window + 1, locations) * frames
-    else:
-        low = first * 0
-        high = first * 0 + (locations if KIND == 3 else frames * locations)
+    """[low, high), in the head's order, of what tile first..last sees `step` rows below (temporal only)."""
+    low_frame = tl.maximum(first // locations - frame_window, 0)
+    high_frame = tl.minimum(last // locations + frame_window + 1, frames)
+    low_place = tl.maximum(first // inner + step * width - location_window, 0)
+    high_place = tl.minimum(last // inner + step * width + location_window + 1, locations)
+    low = tl.where(kind == 1, low_frame * locations, tl.where(kind == 2, low_place * frames, 0))
+    high = tl.where(kind == 1, high_frame * locations, tl.where(kind == 2, high_place * frames, tokens))
     return low, high
 
 
 @triton.jit
-def visible(u_own, v_own, u_other, v_other, step, frame_window, location_window, KIND: tl.constexpr):
-    """Whether `other` is among what `own` sees: in window and, temporal, exactly `step` rows below.
+def line_length(kind, locations, width):
+    """Places per line: a line is a frame for a spatial head, a row of the frame for a temporal one."""
+    return tl.where(kind == 2, width, locations)
 
-    Ranges of neighbouring steps may overlap; asking for the exact step counts each token once.
+
+@triton.jit
+def visible(kind, step, own, other, inner, line, frame_window, location_window):
+    """(own, other) -> whether they see each other: lines in window, and columns for a temporal head.
+
+    Ranges of neighbouring steps may overlap. Asking for the exact step counts each pair once.
     """
-    if KIND == 1:
-        away = u_other - u_own
-        return (away <= frame_window) & (away >= -frame_window)
-    away = v_other - v_own
-    return (u_other - u_own == step) & (away <= location_window) & (away >= -location_window)
+    own_place = own // inner
+    other_place = other // inner
+    lines_away = (other_place // line)[None, :] - (own_place // line)[:, None]
+    columns_away = (other_place % line)[None, :] - (own_place % line)[:, None]
+    nearest = tl.where(kind == 2, step, -frame_window)
+    farthest = tl.where(kind == 2, step, frame_window)
+    reach = tl.where(kind == 2, location_window, EVERYWHERE)
+    in_line = (lines_away >= nearest) & (lines_away <= farthest)
+    return in_line & (columns_away <= reach) & (columns_away >= -reach)
 
 
 @triton.jit

@@ -21,7 +21,15 @@ import triton.language as tl
 from torch import Tensor
 
 from fym_kernels.triton.attention_backward import backward
-from fym_kernels.triton.bands import coordinates, load_tile, seen_range, store_tile, token_at, visible
+from fym_kernels.triton.bands import (
+    band_count,
+    band_range,
+    line_length,
+    load_tile,
+    store_tile,
+    token_at,
+    visible,
+)
 from fym_kernels.triton.common import (
     DOT_PRECISION,
     INTERPRETED,
@@ -50,78 +58,11 @@ __all__ = ["backward", "forward"]
 
 
 @triton.jit
-def _forward_part(
-    q, acc, top, total, k_ptr, v_ptr, k_token, v_token, n, first, last, frames, locations, width,
-    frame_window, location_window,
-    SCALE: tl.constexpr, KIND: tl.constexpr, HAS_SINK: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_N: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    u_q, v_q = coordinates(n, frames, locations, width, KIND)
-    reach = location_window if KIND == 2 else 0
-    for step in range(-reach, reach + 1):
-        low, high = seen_range(
-            first, last, step, frames, locations, width, frame_window, location_window, KIND
-        )
-        for start in range(low, high, BLOCK_N):
-            j = start + tl.arange(0, BLOCK_N)
-            token = token_at(j, frames, locations, KIND)
-            inside = j < high
-            k = load_tile(k_ptr, token, k_token, inside, DIM, BLOCK_D)
-            logits = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC) * SCALE
-            seen = inside[None, :]
-            if KIND == 1 or KIND == 2:
-                u_k, v_k = coordinates(j, frames, locations, width, KIND)
-                seen = seen & visible(
-                    u_q[:, None], v_q[:, None], u_k[None, :], v_k[None, :],
-                    step, frame_window, location_window, KIND,
-                )  # fmt: skip
-            if KIND == 2 and HAS_SINK:  # the first frame is the sink's part
-                seen = seen & (j % frames > 0)[None, :]
-            logits = tl.where(seen, logits, float("-inf"))
-            new_top = tl.maximum(top, tl.max(logits, 1))
-            base = tl.where(new_top == float("-inf"), 0, new_top)  # rows that have seen nothing yet
-            faded = tl.exp2(top - base)
-            p = tl.exp2(logits - base[:, None])
-            v = load_tile(v_ptr, token, v_token, inside, DIM, BLOCK_D)
-            total = total * faded + tl.sum(p, 1)
-            acc = tl.dot(p.to(v.dtype), v, acc * faded[:, None], input_precision=PRECISION, out_dtype=ACC)
-            top = new_top
-    return acc, top, total
-
-
-@triton.jit
-def _forward_head(
-    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, q_token, k_token, v_token, out_token, start,
-    tokens, frames, locations, width, frame_window, location_window,
-    SCALE: tl.constexpr, KIND: tl.constexpr, HAS_SINK: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    n = start + tl.arange(0, BLOCK_M)
-    token = token_at(n, frames, locations, KIND)
-    q = load_tile(q_ptr, token, q_token, n < tokens, DIM, BLOCK_D)
-    last = tl.minimum(start + BLOCK_M, tokens) - 1
-    acc = tl.zeros([BLOCK_M, BLOCK_D], ACC)
-    top = tl.full([BLOCK_M], float("-inf"), ACC)
-    total = tl.zeros([BLOCK_M], ACC)
-    acc, top, total = _forward_part(
-        q, acc, top, total, k_ptr, v_ptr, k_token, v_token, n, start, last, frames, locations, width,
-        frame_window, location_window, SCALE, KIND, HAS_SINK, DIM, BLOCK_D, BLOCK_N, PRECISION, ACC,
-    )  # fmt: skip
-    if KIND == 2 and HAS_SINK:
-        acc, top, total = _forward_part(
-            q, acc, top, total, k_ptr, v_ptr, k_token, v_token, n, start, last, frames, locations, width,
-            frame_window, location_window, SCALE, 3, HAS_SINK, DIM, BLOCK_D, BLOCK_N, PRECISION, ACC,
-        )  # fmt: skip
-    store_tile(out_ptr, token, out_token, n < tokens, acc / total[:, None], DIM, BLOCK_D)
-    tl.store(lse_ptr + token, (top + tl.log2(total)) * LN_2, mask=n < tokens)
-
-
-@triton.jit
 def _forward_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, kind_ptr, tokens, frames, locations, width,
-    frame_window, location_window,
+    frame_window, location_window, sink,
     q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head,
-    SCALE: tl.constexpr, HAS_SINK: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr,
+    SCALE: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -133,25 +74,58 @@ def _forward_kernel(
     v_ptr += batch * v_batch + head * v_head
     out_ptr += batch * tokens * (HEADS * DIM) + head * DIM
     lse_ptr += (batch * HEADS + head) * tokens
-    kind = tl.load(kind_ptr + head)
-    if kind == 0:
-        _forward_head(
-            q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, q_token, k_token, v_token, HEADS * DIM, start,
-            tokens, frames, locations, width, frame_window, location_window,
-            SCALE, 0, HAS_SINK, DIM, BLOCK_D, BLOCK_M, BLOCK_N, PRECISION, ACC,
-        )  # fmt: skip
-    elif kind == 1:
-        _forward_head(
-            q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, q_token, k_token, v_token, HEADS * DIM, start,
-            tokens, frames, locations, width, frame_window, location_window,
-            SCALE, 1, HAS_SINK, DIM, BLOCK_D, BLOCK_M, BLOCK_N, PRECISION, ACC,
-        )  # fmt: skip
-    else:
-        _forward_head(
-            q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, q_token, k_token, v_token, HEADS * DIM, start,
-            tokens, frames, locations, width, frame_window, location_window,
-            SCALE, 2, HAS_SINK, DIM, BLOCK_D, BLOCK_M, BLOCK_N, PRECISION, ACC,
-        )  # fmt: skip
+    kind = tl.load(kind_ptr + head).to(tl.int32)
+    own_inner = tl.where(kind == 2, frames, 1)
+    line = line_length(kind, locations, width)
+    windows = band_count(kind, location_window)
+    skip = tl.where(kind == 2, sink, 0)  # temporal heads leave the first frame to a band of its own
+
+    n = start + tl.arange(0, BLOCK_M)
+    last = tl.minimum(start + BLOCK_M, tokens) - 1
+    token = token_at(n, own_inner, locations)
+    q = load_tile(q_ptr, token, q_token, n < tokens, DIM, BLOCK_D)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], ACC)
+    top = tl.full([BLOCK_M], float("-inf"), ACC)
+    total = tl.zeros([BLOCK_M], ACC)
+    for band in range(windows + skip):
+        in_sink = band == windows
+        step = tl.where(kind == 2, band - location_window, 0)
+        inner = tl.where(in_sink, 1, own_inner)
+        low, high = band_range(
+            kind,
+            step,
+            start,
+            last,
+            own_inner,
+            tokens,
+            frames,
+            locations,
+            width,
+            frame_window,
+            location_window,
+        )
+        low = tl.where(in_sink, 0, low)
+        high = tl.where(in_sink, locations, high)
+        windowed = (kind > 0) & (band < windows)
+        for first in range(low, high, BLOCK_N):
+            j = first + tl.arange(0, BLOCK_N)
+            at = token_at(j, inner, locations)
+            k = load_tile(k_ptr, at, k_token, j < high, DIM, BLOCK_D)
+            logits = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC) * SCALE
+            if windowed | (first + BLOCK_N > high):  # whole tiles of a full head need no mask
+                seen = visible(kind, step, n, j, inner, line, frame_window, location_window)
+                seen = (seen & (j % inner >= skip)[None, :]) | (windowed == 0)
+                logits = tl.where(seen & (j < high)[None, :], logits, float("-inf"))
+            new_top = tl.maximum(top, tl.max(logits, 1))
+            base = tl.where(new_top == float("-inf"), 0, new_top)  # rows that have seen nothing yet
+            faded = tl.exp2(top - base)
+            p = tl.exp2(logits - base[:, None])
+            v = load_tile(v_ptr, at, v_token, j < high, DIM, BLOCK_D)
+            total = total * faded + tl.sum(p, 1)
+            acc = tl.dot(p.to(v.dtype), v, acc * faded[:, None], input_precision=PRECISION, out_dtype=ACC)
+            top = new_top
+    store_tile(out_ptr, token, HEADS * DIM, n < tokens, acc / total[:, None], DIM, BLOCK_D)
+    tl.store(lse_ptr + token, (top + tl.log2(total)) * LN_2, mask=n < tokens)
 
 
 def forward(
@@ -180,11 +154,11 @@ def forward(
         _forward_kernel,
         lambda meta: (ceil_div(tokens, meta["BLOCK_M"]), heads, batch),
         query, key, value, out, lse, head_kind.to(query.device), tokens, grid[0], grid[1] * grid[2], grid[2],
-        frame_window, location_window, *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
+        frame_window, location_window, int(first_frame_sink),
+        *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
         configs=INTERPRETER_CONFIGS if INTERPRETED else FLOAT32_CONFIGS if wide else CONFIGS,
-        key=("HEADS", "DIM", "HAS_SINK"),
+        key=("HEADS", "DIM"),
         SCALE=(dim**-0.5 if scale is None else scale) * LOG2_E,
-        HAS_SINK=first_frame_sink,
         HEADS=heads,
         DIM=dim,
         BLOCK_D=max(16, power_of_two(dim)),

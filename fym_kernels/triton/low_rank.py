@@ -32,14 +32,11 @@ from fym_kernels.triton.common import (
     sum_partials,
 )
 
-# Tokens per tile: 128 feeds the tensor cores best, 64 fills the device when there are few tokens. The deeper
-# pipeline hides the latency of one read of x; the wider team of warps helps at large ranks.
-SHRINK_CONFIGS = tuple(
-    config(warps, stages, BLOCK_M=rows) for rows, warps, stages in ((64, 4, 3), (128, 4, 2), (128, 8, 3))
-)
-REDUCE_CONFIGS = tuple(
-    config(warps, stages, BLOCK_M=rows) for rows, warps, stages in ((64, 4, 3), (64, 8, 2))
-)
+# Tiles are 64 columns and 64 ranks: the three terms of a factor live in registers, of 8 warps on sm_80. 64
+# tokens fill the device when there are few, 128 halve the reads of the factor.
+TILE = 64
+SHRINK_CONFIGS = (config(8, 3, BLOCK_M=64), config(8, 2, BLOCK_M=128))
+REDUCE_CONFIGS = (config(4, 3, BLOCK_M=64), config(4, 2, BLOCK_M=32))
 INTERPRETER_CONFIGS = (config(1, 1, BLOCK_M=16),)
 PROGRAMS = 512  # that `reduce` aims at: a few per multiprocessor of the largest devices
 
@@ -47,20 +44,24 @@ PROGRAMS = 512  # that `reduce` aims at: a few per multiprocessor of the largest
 class Columns(NamedTuple):
     """Which columns of a (B,S,d) tensor take part, as groups of equal width."""
 
-    heads: Tensor | None  # group g is head heads[g]; None: group g is g
+    heads: Tensor | None  # group g is part g % parts of head heads[g // parts]; None: group g is g
+    parts: int
     groups: int
     width: int
     total: int  # columns that take part
 
 
 def columns_of(width: int, active_heads: Tensor | None, head_dim: int | None, like: Tensor) -> Columns:
-    """All `width` columns in tiles of 128, or those of the active heads."""
+    """All `width` columns, or those of the active heads, in tiles of at most 64."""
     if active_heads is None:
-        tile = min(128, max(16, power_of_two(width)))
-        return Columns(None, ceil_div(width, tile), tile, width)
+        tile = min(TILE, max(16, power_of_two(width)))
+        return Columns(None, 1, ceil_div(width, tile), tile, width)
     assert head_dim is not None and width % head_dim == 0
     heads = active_heads.to(like.device)
-    return Columns(heads, heads.numel(), head_dim, heads.numel() * head_dim)
+    parts = ceil_div(head_dim, TILE)
+    while head_dim % parts:
+        parts += 1
+    return Columns(heads, parts, heads.numel() * parts, head_dim // parts, heads.numel() * head_dim)
 
 
 @triton.jit
@@ -85,17 +86,18 @@ def _dot(a, b, acc, PRECISION: tl.constexpr):
 def _shrink_kernel(
     x_ptr, f_ptr, s_ptr, heads_ptr, rows, tokens, x_batch, x_token, groups, width, total, rank,
     f_column, f_rank, s_row, scale,
-    GATHER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
+    PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    row = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
-    r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    # ranks are the fast axis of the grid: the tiles of one token block share its reads of x in the cache
+    row = (tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     k = tl.arange(0, BLOCK_K)
     x_ptr += ((row // tokens) * x_batch + (row % tokens) * x_token)[:, None]
     acc = tl.zeros([BLOCK_M, BLOCK_R], ACC)
     for g in range(groups):
         inside = (k < width) & (g * width + k < total)
-        group = tl.load(heads_ptr + g) if GATHER else g
+        group = tl.load(heads_ptr + g // PARTS) * PARTS + g % PARTS if PARTS else g
         column = group * width + k
         x = tl.load(x_ptr + column[None, :], mask=(row < rows)[:, None] & inside[None, :], other=0)
         f = f_ptr + (g * width + k)[:, None] * f_column + r[None, :] * f_rank
@@ -109,16 +111,16 @@ def shrink(x: Tensor, columns: Columns, factor_rank_last: Tensor, s: Tensor, sca
     batch, tokens, _ = x.shape
     rank = s.shape[1]
     assert factor_rank_last.shape == (columns.total, rank) and x.stride(-1) == 1 and s.stride(-1) == 1
-    block_r = min(128, max(16, power_of_two(rank)))
+    block_r = min(TILE, max(16, power_of_two(rank)))
     launch(
         _shrink_kernel,
-        lambda meta: (ceil_div(batch * tokens, meta["BLOCK_M"]), ceil_div(rank, block_r)),
+        lambda meta: (ceil_div(rank, block_r), ceil_div(batch * tokens, meta["BLOCK_M"])),
         x, factor_rank_last, s, x if columns.heads is None else columns.heads, batch * tokens, tokens,
         x.stride(0), x.stride(1), columns.groups, columns.width, columns.total, rank,
         factor_rank_last.stride(0), factor_rank_last.stride(1), s.stride(0), float(scale),
         configs=INTERPRETER_CONFIGS if INTERPRETED else SHRINK_CONFIGS,
         key=("total", "rank"),
-        GATHER=columns.heads is not None,
+        PARTS=0 if columns.heads is None else columns.parts,
         BLOCK_K=max(16, power_of_two(columns.width)),
         BLOCK_R=block_r,
         PRECISION=DOT_PRECISION,
@@ -130,14 +132,14 @@ def shrink(x: Tensor, columns: Columns, factor_rank_last: Tensor, s: Tensor, sca
 def _expand_kernel(
     y_ptr, s_ptr, f_ptr, heads_ptr, rows, tokens, y_batch, y_token, width, total, rank,
     f_rank, f_column, s_row, scale,
-    GATHER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
+    PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     row = (tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
     n = tl.arange(0, BLOCK_N)
     g = tl.program_id(0)
     inside = (row < rows)[:, None] & ((n < width) & (g * width + n < total))[None, :]
-    group = tl.load(heads_ptr + g) if GATHER else g
+    group = tl.load(heads_ptr + g // PARTS) * PARTS + g % PARTS if PARTS else g
     column = group * width + n
     acc = tl.zeros([BLOCK_M, BLOCK_N], ACC)
     for start in range(0, rank, BLOCK_R):
@@ -166,9 +168,9 @@ def expand(y: Tensor, columns: Columns, s: Tensor, factor_rank_first: Tensor, sc
         y.stride(0), y.stride(1), columns.width, columns.total, rank,
         factor_rank_first.stride(0), factor_rank_first.stride(1), s.stride(0), float(scale),
         configs=(config(4, 2, BLOCK_M=block_m),),
-        GATHER=columns.heads is not None,
+        PARTS=0 if columns.heads is None else columns.parts,
         BLOCK_N=max(16, power_of_two(columns.width)),
-        BLOCK_R=min(64, max(16, power_of_two(rank))),
+        BLOCK_R=min(TILE, max(16, power_of_two(rank))),
         PRECISION=DOT_PRECISION,
         ACC=accumulation(y.dtype),
         DOT=dot,
@@ -179,7 +181,7 @@ def expand(y: Tensor, columns: Columns, s: Tensor, factor_rank_first: Tensor, sc
 def _reduce_kernel(
     x_ptr, s_ptr, out_ptr, heads_ptr, rows, rows_per_split, tokens, x_batch, x_token, width, total, rank,
     s_row, out_split, out_column, out_rank, scale,
-    GATHER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
+    PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     n = tl.arange(0, BLOCK_N)
@@ -187,7 +189,7 @@ def _reduce_kernel(
     g = tl.program_id(0)
     split = tl.program_id(2).to(tl.int64)
     inside = (n < width) & (g * width + n < total)
-    group = tl.load(heads_ptr + g) if GATHER else g
+    group = tl.load(heads_ptr + g // PARTS) * PARTS + g % PARTS if PARTS else g
     column = group * width + n
     acc = tl.zeros([BLOCK_N, BLOCK_R], ACC)
     for start in range(0, rows_per_split, BLOCK_M):
@@ -208,7 +210,7 @@ def reduce(
     batch, tokens, _ = x.shape
     rank, rows = s.shape[1], batch * tokens
     assert x.stride(-1) == 1 and s.stride(-1) == 1
-    block_r = min(128, max(16, power_of_two(rank)))
+    block_r = min(TILE, max(16, power_of_two(rank)))
     tiles = columns.groups * ceil_div(rank, block_r)
     # whole tiles of every configuration, so that no split reads its neighbour's tokens
     per_split = 64 * max(1, ceil_div(rows, 64 * max(1, min(64, PROGRAMS // tiles))))
@@ -223,7 +225,7 @@ def reduce(
         s.stride(0), partials.stride(1), *((1, columns.total) if rank_first else (rank, 1)), float(scale),
         configs=INTERPRETER_CONFIGS if INTERPRETED else REDUCE_CONFIGS,
         key=("total", "rank"),
-        GATHER=columns.heads is not None,
+        PARTS=0 if columns.heads is None else columns.parts,
         BLOCK_N=max(16, power_of_two(columns.width)),
         BLOCK_R=block_r,
         PRECISION=DOT_PRECISION,

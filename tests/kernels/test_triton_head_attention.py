@@ -20,6 +20,10 @@ pytestmark = interpreted()
 from fym_kernels import reference  # noqa: E402
 from fym_kernels.triton import head_attention  # noqa: E402
 
+# Tensor cores want the softmax rounded to 16 bits before it meets the values. The naive path on the CPU keeps
+# it in float32, so its own error is short of that rounding: twice it, as flash-attention allows itself.
+ROUNDING = 2.0
+
 # name: batch, head_dim, kinds, grid, options
 CASES = {
     "all-kinds": (1, 12, (0, 1, 2), (3, 2, 3), {}),
@@ -45,10 +49,10 @@ def test_values_and_gradients(dtype: torch.dtype, name: str) -> None:
 
     q, k, v, grad = (strided(x) for x in (q, k, v, grad))
     out, lse = head_attention.forward(q, k, v, kind, grid, **options)
-    assert_as_good(out, naive, exact)
+    assert_as_good(out, naive, exact, factor=ROUNDING)
     grads = head_attention.backward(grad, q, k, v, out, lse, kind, grid, **options)
     for what, actual, n, e in zip("qkv", grads, naive_in, exact_in, strict=True):
-        assert_as_good(actual, n.grad, e.grad, what)
+        assert_as_good(actual, n.grad, e.grad, what, factor=ROUNDING)
 
 
 def test_logsumexp_of_a_full_head() -> None:
