@@ -85,7 +85,9 @@ def _save_for_ever(folder):
 def test_kill_9_at_random_moments_leaves_a_loadable_checkpoint(tmp_path):
     """Twenty processes killed while they write: the last checkpoint loads and is one that was written."""
     chance = random.Random(0)
-    fork = multiprocessing.get_context("fork")
+    # A plain fork of this process would copy the locks of its threads and could hang.
+    fork = multiprocessing.get_context("forkserver")
+    fork.set_forkserver_preload(["fym.checkpoint"])
     for number in range(20):
         folder = tmp_path / str(number)
         process = fork.Process(target=_save_for_ever, args=(folder,), daemon=True)

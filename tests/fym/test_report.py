@@ -78,6 +78,7 @@ def fabricate(
     """A finished run directory: the tuned clips follow the reference, the base clips go straight."""
     (folder / "samples").mkdir(parents=True)
     config = default_config()
+    config.spatial.steps, config.temporal.steps, config.temporal.picking = 100, 300, "uniform"
     config.clip.path, config.clip.prompt, config.generate.prompts = "clips/eight.mp4", caption, list(prompts)
     (folder / "config.toml").write_text(to_toml(config))
     heads().save(folder / "heads.json")
