@@ -31,20 +31,22 @@ from fym_kernels.triton.common import (
     ceil_div,
     config,
     dense_last,
+    for_device,
     launch,
     power_of_two,
 )
 
-# A query tile keeps one gradient in registers, as forward does; a key tile keeps two, and so is half as tall.
-# Smaller tiles on 4 warps raise occupancy for head dim 64 and narrow bands.
-QUERY_CONFIGS = (
-    config(8, 2, BLOCK_OWN=128, BLOCK_OTHER=64),
-    config(4, 2, BLOCK_OWN=64, BLOCK_OTHER=32),
-)
-KEY_CONFIGS = (
-    config(8, 2, BLOCK_OWN=64, BLOCK_OTHER=64),
-    config(8, 2, BLOCK_OWN=128, BLOCK_OTHER=32),
-)
+# Own rows x other rows of a tile, chosen by what fits the registers (tests compile them all). A query tile
+# keeps one gradient in registers, as forward does; a key tile keeps two, and so is half as tall.
+QUERY_CONFIGS = {
+    80: (config(8, 2, BLOCK_OWN=64, BLOCK_OTHER=64), config(4, 2, BLOCK_OWN=64, BLOCK_OTHER=32)),
+    90: (config(8, 2, BLOCK_OWN=128, BLOCK_OTHER=64), config(8, 2, BLOCK_OWN=64, BLOCK_OTHER=64)),
+    100: (config(8, 2, BLOCK_OWN=128, BLOCK_OTHER=32), config(8, 2, BLOCK_OWN=64, BLOCK_OTHER=64)),
+}
+KEY_CONFIGS = {
+    80: (config(8, 2, BLOCK_OWN=64, BLOCK_OTHER=32),),
+    90: (config(8, 2, BLOCK_OWN=64, BLOCK_OTHER=64), config(8, 2, BLOCK_OWN=64, BLOCK_OTHER=32)),
+}
 FLOAT32_CONFIGS = (config(8, 1, BLOCK_OWN=32, BLOCK_OTHER=32),)
 INTERPRETER_CONFIGS = (config(1, 1, BLOCK_OWN=16, BLOCK_OTHER=16),)
 LOG2_E = tl.constexpr(math.log2(math.e))
@@ -259,6 +261,8 @@ def backward(
     }
 
     fixed = INTERPRETER_CONFIGS if INTERPRETED else FLOAT32_CONFIGS if wide else None
+    query_configs = fixed or for_device(QUERY_CONFIGS, query)
+    key_configs = fixed or for_device(KEY_CONFIGS, query)
 
     def key_tiles(meta: dict[str, int]) -> tuple[int, int, int]:
         sink = ceil_div(locations, meta["BLOCK_OWN"]) if first_frame_sink else 0
@@ -267,11 +271,11 @@ def backward(
     launch(
         _query_kernel,
         lambda meta: (ceil_div(tokens, meta["BLOCK_OWN"]), heads, batch),
-        *inputs, grads[0], *sizes, *strides, configs=fixed or QUERY_CONFIGS, **options,
+        *inputs, grads[0], *sizes, *strides, configs=query_configs, **options,
     )  # fmt: skip
     launch(
         _key_kernel,
         key_tiles,
-        *inputs, grads[1], grads[2], *sizes, *strides, configs=fixed or KEY_CONFIGS, **options,
+        *inputs, grads[1], grads[2], *sizes, *strides, configs=key_configs, **options,
     )  # fmt: skip
     return grads[0], grads[1], grads[2]

@@ -7,7 +7,7 @@ launchers make: inside `recording()` they are noted and not run, so meta tensors
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +40,7 @@ class Call:
 @dataclass
 class _State:
     calls: list[Call] | None = None
+    architecture: int = 0  # recorded for; 0 outside a recording
     tuned: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
 
@@ -47,13 +48,24 @@ _state = _State()
 
 
 @contextmanager
-def recording() -> Iterator[list[Call]]:
-    """Launches inside the block are noted in the list and not run."""
-    before, _state.calls = _state.calls, []
+def recording(architecture: int) -> Iterator[list[Call]]:
+    """Launches inside the block are noted, as made for sm_<architecture>, and not run."""
+    before = _state.calls, _state.architecture
+    _state.calls, _state.architecture = [], architecture
     try:
         yield _state.calls
     finally:
-        _state.calls = before
+        _state.calls, _state.architecture = before
+
+
+def for_device(configs: Mapping[int, tuple[triton.Config, ...]], like: Tensor) -> tuple[triton.Config, ...]:
+    """The configurations of the newest architecture that the device of `like` is not older than."""
+    if _state.architecture:
+        architecture = _state.architecture
+    else:
+        major, minor = torch.cuda.get_device_capability(like.device)
+        architecture = 10 * major + minor
+    return configs[max((a for a in configs if a <= architecture), default=min(configs))]
 
 
 def launch(

@@ -38,17 +38,31 @@ from fym_kernels.triton.common import (
     ceil_div,
     config,
     dense_last,
+    for_device,
     launch,
     power_of_two,
 )
 
-# 128 query rows on 8 warps is the tile flash attention settles on for head dim 128; 64 rows on 4 warps leave
-# less idle where a band is narrow (one location's frames, or a small frame)
-CONFIGS = (
-    config(8, 3, BLOCK_M=128, BLOCK_N=64),
-    config(4, 3, BLOCK_M=64, BLOCK_N=64),
-    config(4, 3, BLOCK_M=64, BLOCK_N=32),
-)
+# Query rows x keys of a tile, chosen by what fits the registers (tests compile them all). 128 x 64 on 8 warps
+# is what the asynchronous tensor cores of sm_90 and later want; sm_80 keeps operands in registers and halves
+# the keys. 64 rows leave less idle where a band is narrow: one location's frames, or a small frame.
+CONFIGS = {
+    80: (
+        config(8, 3, BLOCK_M=128, BLOCK_N=32),
+        config(8, 3, BLOCK_M=64, BLOCK_N=64),
+        config(4, 3, BLOCK_M=64, BLOCK_N=32),
+    ),
+    90: (
+        config(8, 3, BLOCK_M=128, BLOCK_N=64),
+        config(4, 3, BLOCK_M=64, BLOCK_N=64),
+        config(4, 3, BLOCK_M=64, BLOCK_N=32),
+    ),
+    100: (
+        config(8, 3, BLOCK_M=128, BLOCK_N=64),
+        config(8, 3, BLOCK_M=128, BLOCK_N=32),
+        config(8, 3, BLOCK_M=64, BLOCK_N=64),
+    ),
+}
 FLOAT32_CONFIGS = (config(8, 2, BLOCK_M=64, BLOCK_N=32),)
 INTERPRETER_CONFIGS = (config(1, 1, BLOCK_M=16, BLOCK_N=16),)
 LOG2_E = math.log2(math.e)
@@ -149,14 +163,14 @@ def forward(
     if out.numel() == 0:
         return out, lse
     query, key, value = dense_last(query), dense_last(key), dense_last(value)
-    wide = query.element_size() > 2
+    fixed = INTERPRETER_CONFIGS if INTERPRETED else FLOAT32_CONFIGS if query.element_size() > 2 else None
     launch(
         _forward_kernel,
         lambda meta: (ceil_div(tokens, meta["BLOCK_M"]), heads, batch),
         query, key, value, out, lse, head_kind.to(query.device), tokens, grid[0], grid[1] * grid[2], grid[2],
         frame_window, location_window, int(first_frame_sink),
         *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
-        configs=INTERPRETER_CONFIGS if INTERPRETED else FLOAT32_CONFIGS if wide else CONFIGS,
+        configs=fixed or for_device(CONFIGS, query),
         key=("HEADS", "DIM"),
         SCALE=(dim**-0.5 if scale is None else scale) * LOG2_E,
         HEADS=heads,
