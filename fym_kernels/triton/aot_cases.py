@@ -1,0 +1,171 @@
+"""The calls that the ahead-of-time check compiles: every launcher, at the shapes of the video models.
+
+Tensors are on the meta device, so a 14B layer costs nothing. Each case runs an op forward and backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fym_kernels.triton import (
+    gated_residual,
+    head_attention,
+    head_scores,
+    lora_linear,
+    lora_qkv,
+    modulated_norm,
+    motion_loss,
+    qk_norm_rope,
+)
+
+
+class Model(NamedTuple):
+    """What a kernel sees of a video model: heads, head dim, token grid, rotary channels, norm."""
+
+    heads: int
+    head_dim: int
+    grid: tuple[int, int, int]
+    axes_dim: tuple[int, int, int]
+    norm: str = "across_heads"
+    interleaved: bool = True
+
+    @property
+    def tokens(self) -> int:
+        return self.grid[0] * self.grid[1] * self.grid[2]
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_dim
+
+
+MODELS = {
+    "wan-1.3b": Model(12, 128, (21, 30, 52), (44, 42, 42)),  # 81 frames of 480 x 832
+    "wan-14b": Model(40, 128, (21, 45, 80), (44, 42, 42)),  # 81 frames of 720 x 1280
+    "heads-24": Model(24, 128, (33, 30, 40), (16, 56, 56), norm="per_head"),
+    "head-dim-64": Model(48, 64, (13, 30, 45), (16, 24, 24), norm="per_head", interleaved=False),
+}
+
+
+class Case(NamedTuple):
+    op: str
+    model: str
+    dtype: torch.dtype
+    run: Callable[[], None]
+
+    @property
+    def label(self) -> str:
+        return f"{self.op} {self.model} {str(self.dtype).removeprefix('torch.')}"
+
+
+def cases(
+    models: tuple[str, ...] = tuple(MODELS), dtypes: tuple[torch.dtype, ...] = (torch.bfloat16,)
+) -> list[Case]:
+    """Every op at every model and dtype, forward and backward."""
+    return [
+        Case(op, name, dtype, lambda r=runner, m=MODELS[name], t=dtype: r(m, t))
+        for name in models
+        for dtype in dtypes
+        for op, runner in RUNNERS.items()
+    ]
+
+
+def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _tokens(model: Model, dtype: torch.dtype) -> Tensor:
+    return _empty(1, model.tokens, model.width, dtype=dtype)
+
+
+def _heads(model: Model, dtype: torch.dtype) -> Tensor:
+    return _empty(1, model.tokens, model.heads, model.head_dim, dtype=dtype)
+
+
+def _gated_residual(model: Model, dtype: torch.dtype) -> None:
+    x, gate = _tokens(model, dtype), _empty(1, model.width, dtype=torch.float32)
+    gated_residual.forward(x, x, gate)
+    gated_residual.backward(x, x, gate)
+
+
+def _modulated_norm(model: Model, dtype: torch.dtype) -> None:
+    x, scale = _tokens(model, dtype), _empty(1, model.width, dtype=torch.float32)
+    _, mean, rstd = modulated_norm.forward(x, scale, scale, eps=1e-6)
+    modulated_norm.backward(x, x, scale, mean, rstd)
+
+
+def _qk_norm_rope(model: Model, dtype: torch.dtype) -> None:
+    # slices of one fused projection: the token stride is three widths
+    fused = _empty(1, model.tokens, 3, model.heads, model.head_dim, dtype=dtype)
+    query, key = fused[:, :, 0], fused[:, :, 1]
+    grad = _heads(model, dtype)
+    size = model.width if model.norm == "across_heads" else model.head_dim
+    weight = _empty(size, dtype=torch.float32)
+    positions = tuple(_empty(n, dtype=torch.float64) for n in model.grid)
+    options = {
+        "axes_dim": model.axes_dim,
+        "norm": model.norm,
+        "rotate_from": 0,
+        "interleaved": model.interleaved,
+    }
+    _, saved = qk_norm_rope.forward(query, key, weight, weight, positions, theta=10000.0, eps=1e-6, **options)
+    qk_norm_rope.backward(grad, grad, query, key, weight, weight, saved, want_weights=(True, True), **options)
+
+
+def _motion_loss(model: Model, dtype: torch.dtype) -> None:
+    frames, rows, columns = model.grid
+    pred = _empty(1, 16, frames, 2 * rows, 2 * columns, dtype=dtype)
+    loss, saved = motion_loss.forward(pred, pred, None, motion_weight=1.0)
+    motion_loss.backward(loss, pred, pred, saved)
+
+
+def _active(model: Model) -> Tensor:
+    return torch.empty(model.heads // 2, dtype=torch.int64, device="meta")
+
+
+def _lora_qkv(model: Model, dtype: torch.dtype) -> None:
+    x, weight = _tokens(model, dtype), _empty(model.width, model.width, dtype=dtype)
+    heads, options = _active(model), {"head_dim": model.head_dim, "scale": 1.0}
+    for rank in (16, 128):
+        a = _empty(rank, model.width, dtype=torch.float32)
+        b = _empty(heads.numel() * model.head_dim, rank, dtype=torch.float32)
+        outs, s = lora_qkv.forward(x, [weight] * 3, None, [a] * 3, [b] * 3, heads, **options)
+        lora_qkv.backward(outs, x, [weight] * 3, [a] * 3, [b] * 3, heads, s, **options)
+
+
+def _lora_linear(model: Model, dtype: torch.dtype) -> None:
+    x, weight = _tokens(model, dtype), _empty(model.width, model.width, dtype=dtype)
+    heads, rank = _active(model), 16
+    options = {"scale": 1.0, "active_heads": heads, "head_dim": model.head_dim, "side": "in"}
+    a = _empty(rank, heads.numel() * model.head_dim, dtype=torch.float32)
+    b = _empty(model.width, rank, dtype=torch.float32)
+    out, s = lora_linear.forward(x, weight, None, a, b, **options)
+    lora_linear.backward(out, x, weight, a, b, s, **options)
+
+
+def _head_scores(model: Model, dtype: torch.dtype) -> None:
+    query = _heads(model, dtype)
+    head_scores.forward(query, query, model.grid)
+
+
+def _head_attention(model: Model, dtype: torch.dtype) -> None:
+    query = _heads(model, dtype)
+    kind = torch.empty(model.heads, dtype=torch.int8, device="meta")
+    for options in ({}, {"location_window": 2, "frame_window": 2, "first_frame_sink": True}):
+        out, lse = head_attention.forward(query, query, query, kind, model.grid, **options)
+        head_attention.backward(query, query, query, query, out, lse, kind, model.grid, **options)
+
+
+RUNNERS: dict[str, Callable[[Model, torch.dtype], None]] = {
+    "gated_residual": _gated_residual,
+    "modulated_norm": _modulated_norm,
+    "qk_norm_rope": _qk_norm_rope,
+    "motion_loss": _motion_loss,
+    "lora_qkv": _lora_qkv,
+    "lora_linear": _lora_linear,
+    "head_scores": _head_scores,
+    "head_attention": _head_attention,
+}
