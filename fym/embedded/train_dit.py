@@ -223,6 +223,9 @@ def write_pipeline(vocabulary: int, weights: dict[str, Tensor], vae: PatchAutoen
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
     ).save_pretrained(out)
     vae.float()
+    config = out / "vae" / "config.json"  # diffusers writes where the autoencoder was loaded from
+    kept = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}
+    config.write_text(json.dumps(kept, indent=2) + "\n")
     facts: dict[str, Any] = {
         "num_frames": FRAMES,
         "height": SIZE,
