@@ -1,8 +1,8 @@
 """The embedded model's autoencoder: AutoencoderKLWan's interface, sized to train in minutes on two cores.
 
 Pixels (B, 3, F, H, W) in [-1, 1] with F = 4k+1 become latents (B, 16, k+1, H/8, W/8). As in Wan's VAE the
-first frame is coded alone and every later latent frame holds four pixel frames; unlike there a latent frame
-sees only its own pixel frames, so a clip is coded in any number of pieces with the same result.
+first frame is coded alone, with statistics of its own, and every later latent frame holds four pixel frames;
+unlike there a latent frame sees only its own pixel frames.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         decoder_blocks: int = 5,
         latents_mean: list[float] = [0.0] * 16,
         latents_std: list[float] = [1.0] * 16,
+        first_frame_mark: list[float] = [0.0] * 16,
         scale_factor_temporal: int = STRIDE,
         scale_factor_spatial: int = PATCH,
     ):
@@ -83,14 +84,25 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         x = torch.cat([repeat(x[:, :, :1], "b c 1 h w -> b c t h w", t=STRIDE), x[:, :, 1:]], 2)
         patches = to_patches(x)
         z = rearrange(self.encode_groups(patches.flatten(0, 1)), "(b t) h w c -> b c t h w", b=len(x))
+        z = z + self._mark(z)
         posterior = DiagonalGaussianDistribution(torch.cat([z, torch.full_like(z, LOG_VARIANCE)], 1))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
     def decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """Latents (B, 16, k+1, h, w) -> pixels (B, 3, 4k+1, 8h, 8w) in [-1, 1]."""
-        groups = self.decode_groups(rearrange(z, "b c t h w -> (b t) h w c"))
+        groups = self.decode_groups(rearrange(z - self._mark(z), "b c t h w -> (b t) h w c"))
         x = from_patches(groups.unflatten(0, (len(z), -1)))[:, :, STRIDE - 1 :].clamp(-1, 1)
         return DecoderOutput(sample=x) if return_dict else (x,)
+
+    def _mark(self, z: Tensor) -> Tensor:
+        """(1, 16, F', 1, 1): what is added to the first latent frame.
+
+        Rotary embedding is relative: from its input alone a transformer sees where a clip begins only if the
+        first frame looks different, as it does with Wan's VAE.
+        """
+        mark = z.new_zeros(1, z.shape[1], z.shape[2], 1, 1)
+        mark[0, :, 0, 0, 0] = torch.tensor(self.config.first_frame_mark, dtype=z.dtype)
+        return mark
 
 
 def to_patches(x: Tensor) -> Tensor:

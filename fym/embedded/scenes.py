@@ -212,7 +212,7 @@ def sample_scene(rng: np.random.Generator, *, frames: int = FRAMES) -> Scene:
     )
 
 
-_MOTION_WEIGHTS = np.array([0.07] * 8 + [0.08, 0.08, 0.05, 0.23])
+_MOTION_WEIGHTS = np.array([0.055] * 8 + [0.07, 0.07, 0.05, 0.37])
 
 
 def _distinct(background: str, colour: str) -> bool:

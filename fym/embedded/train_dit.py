@@ -206,6 +206,15 @@ def mode_of(plan: list[tuple[dict[str, float], int]], step: int) -> str:
     return str(rng.choice(list(mix), p=list(mix.values())))
 
 
+def load_weights(modules: nn.ModuleDict, folder: Path) -> None:
+    """Take transformer and text encoder of a pipeline folder."""
+    pipeline = WanPipeline.from_pretrained(folder)
+    state = {f"transformer.{k}": v for k, v in pipeline.transformer.state_dict().items()}
+    state |= {f"text_encoder.{k}": v for k, v in pipeline.text_encoder.state_dict().items()}
+    wrapped = {k.replace("transformer.rope.", "transformer.rope.rope."): v.float() for k, v in state.items()}
+    modules.load_state_dict(wrapped)
+
+
 def write_pipeline(vocabulary: int, weights: dict[str, Tensor], vae: PatchAutoencoder, out: Path) -> None:
     """Save the diffusers folder with the given (averaged) weights in half precision."""
     transformer, encoder = build_transformer(), build_text_encoder(vocabulary)
@@ -245,6 +254,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--clips-count", type=int, default=8000)
     parser.add_argument("--plan", default="frame:700,few:1900,full:1400")
+    parser.add_argument("--start", type=Path, help="a pipeline folder whose weights are trained further")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -259,6 +269,8 @@ def main() -> None:
     transformer.rope = PickedRope(transformer.rope)
     transformer.set_attn_processor(MatmulAttention())
     modules = nn.ModuleDict({"transformer": transformer, "text_encoder": build_text_encoder(len(tokenizer))})
+    if args.start:
+        load_weights(modules, args.start)
     optimizers = make_optimizers(modules, args.lr)
     averaged = {k: v.detach().clone() for k, v in modules.named_parameters()}
     state_file, first = args.out / "dit_state.pt", 0

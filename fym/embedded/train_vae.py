@@ -24,6 +24,8 @@ from fym.embedded.scenes import FRAMES, SIZE, render, sample_scene, unseen_scene
 
 NOISE = 0.05  # standard deviation of the noise on latents in training, as a share of each channel's
 
+MARK = 1.0  # of the first latent frame, in standard deviations of each channel
+
 
 def to_input(frames: Tensor) -> Tensor:
     """(..., F, H, W, 3) uint8 -> (..., 3, F, H, W) in [-1, 1]."""
@@ -114,7 +116,11 @@ def evaluate(vae: PatchAutoencoder, real: RealClips | None, clips: int = 12) -> 
 def set_latent_statistics(vae: PatchAutoencoder) -> None:
     """Write the mean and standard deviation of each latent channel into the config."""
     z = vae.encode_groups(batch(np.random.default_rng(4321), 1024, None)).flatten(0, 2)
-    vae.register_to_config(latents_mean=z.mean(0).tolist(), latents_std=z.std(0).tolist())
+    std = z.std(0)
+    sign = torch.tensor([1.0, -1.0]).repeat(len(std) // 2)
+    vae.register_to_config(
+        latents_mean=z.mean(0).tolist(), latents_std=std.tolist(), first_frame_mark=(MARK * sign * std).tolist()
+    )
 
 
 def make_optimizers(module: nn.Module, lr: float) -> list[torch.optim.Optimizer]:

@@ -36,12 +36,20 @@ from fym_kernels.triton.common import (
     power_of_two,
 )
 
-# Own rows x other rows of a tile, chosen by what fits the registers (tests compile them all). A query tile
-# keeps one gradient in registers, as forward does; a key tile keeps two, and so is half as tall.
+# Own rows x other rows of a tile, by the largest head dim and the oldest architecture they are for, chosen by
+# what fits the registers (tests compile them all). A query tile keeps one gradient in registers, as forward
+# does; a key tile keeps two, and so is half as tall.
 QUERY_CONFIGS = {
-    80: (config(8, 2, BLOCK_OWN=64, BLOCK_OTHER=64), config(4, 2, BLOCK_OWN=64, BLOCK_OTHER=32)),
-    90: (config(8, 2, BLOCK_OWN=128, BLOCK_OTHER=64), config(8, 2, BLOCK_OWN=64, BLOCK_OTHER=64)),
-    100: (config(8, 2, BLOCK_OWN=128, BLOCK_OTHER=32), config(8, 2, BLOCK_OWN=64, BLOCK_OTHER=64)),
+    64: {
+        80: (config(8, 2, BLOCK_OWN=128, BLOCK_OTHER=32), config(4, 2, BLOCK_OWN=64, BLOCK_OTHER=32)),
+        90: (config(8, 2, BLOCK_OWN=128, BLOCK_OTHER=64), config(8, 2, BLOCK_OWN=64, BLOCK_OTHER=64)),
+        100: (config(8, 2, BLOCK_OWN=128, BLOCK_OTHER=64), config(4, 2, BLOCK_OWN=64, BLOCK_OTHER=64)),
+    },
+    128: {
+        80: (config(8, 2, BLOCK_OWN=64, BLOCK_OTHER=64), config(4, 2, BLOCK_OWN=64, BLOCK_OTHER=32)),
+        90: (config(8, 2, BLOCK_OWN=128, BLOCK_OTHER=64), config(8, 2, BLOCK_OWN=64, BLOCK_OTHER=64)),
+        100: (config(8, 2, BLOCK_OWN=128, BLOCK_OTHER=32), config(8, 2, BLOCK_OWN=64, BLOCK_OTHER=64)),
+    },
 }
 KEY_CONFIGS = {
     80: (config(8, 2, BLOCK_OWN=64, BLOCK_OTHER=32),),
@@ -261,7 +269,7 @@ def backward(
     }
 
     fixed = INTERPRETER_CONFIGS if INTERPRETED else FLOAT32_CONFIGS if wide else None
-    query_configs = fixed or for_device(QUERY_CONFIGS, query)
+    query_configs = fixed or for_device(QUERY_CONFIGS[64 if dim <= 64 else 128], query)
     key_configs = fixed or for_device(KEY_CONFIGS, query)
 
     def key_tiles(meta: dict[str, int]) -> tuple[int, int, int]:

@@ -95,8 +95,10 @@ def launch(
         run[grid](*args, **constants, **options)
 
 
-def config(num_warps: int, num_stages: int = 2, **blocks: int) -> triton.Config:
-    return triton.Config(blocks, num_warps=num_warps, num_stages=num_stages)
+def config(
+    num_warps: int, num_stages: int = 2, *, most_registers: int | None = None, **blocks: int
+) -> triton.Config:
+    return triton.Config(blocks, num_warps=num_warps, num_stages=num_stages, maxnreg=most_registers)
 
 
 def accumulation(dtype: torch.dtype) -> tl.dtype:

@@ -43,25 +43,21 @@ from fym_kernels.triton.common import (
     power_of_two,
 )
 
-# Query rows x keys of a tile, chosen by what fits the registers (tests compile them all). 128 x 64 on 8 warps
-# is what the asynchronous tensor cores of sm_90 and later want; sm_80 keeps operands in registers and halves
-# the keys. 64 rows leave less idle where a band is narrow: one location's frames, or a small frame.
+# Query rows x keys of a tile, by the largest head dim and the oldest architecture they are for, chosen by
+# what fits the registers (tests compile them all). 128 x 64 on 8 warps is what the asynchronous tensor cores of
+# sm_90 and later want; sm_80 keeps operands in registers and halves the keys. 64 rows leave less idle where a
+# band is narrow: one location's frames, or a small frame.
 CONFIGS = {
-    80: (
-        config(8, 3, BLOCK_M=128, BLOCK_N=32),
-        config(8, 3, BLOCK_M=64, BLOCK_N=64),
-        config(4, 3, BLOCK_M=64, BLOCK_N=32),
-    ),
-    90: (
-        config(8, 3, BLOCK_M=128, BLOCK_N=64),
-        config(4, 3, BLOCK_M=64, BLOCK_N=64),
-        config(4, 3, BLOCK_M=64, BLOCK_N=32),
-    ),
-    100: (
-        config(8, 3, BLOCK_M=128, BLOCK_N=64),
-        config(8, 3, BLOCK_M=128, BLOCK_N=32),
-        config(8, 3, BLOCK_M=64, BLOCK_N=64),
-    ),
+    64: {
+        80: (config(8, 3, BLOCK_M=128, BLOCK_N=64), config(4, 3, BLOCK_M=64, BLOCK_N=32)),
+        90: (config(8, 3, BLOCK_M=128, BLOCK_N=64), config(4, 3, BLOCK_M=64, BLOCK_N=64)),
+        100: (config(8, 3, BLOCK_M=128, BLOCK_N=64), config(4, 3, BLOCK_M=64, BLOCK_N=32)),
+    },
+    128: {
+        80: (config(8, 3, BLOCK_M=128, BLOCK_N=32), config(8, 3, BLOCK_M=64, BLOCK_N=64)),
+        90: (config(8, 3, BLOCK_M=128, BLOCK_N=64), config(4, 3, BLOCK_M=64, BLOCK_N=64)),
+        100: (config(8, 3, BLOCK_M=128, BLOCK_N=64), config(8, 3, BLOCK_M=64, BLOCK_N=64)),
+    },
 }
 FLOAT32_CONFIGS = (config(8, 2, BLOCK_M=64, BLOCK_N=32),)
 INTERPRETER_CONFIGS = (config(1, 1, BLOCK_M=16, BLOCK_N=16),)
@@ -170,7 +166,7 @@ def forward(
         query, key, value, out, lse, head_kind.to(query.device), tokens, grid[0], grid[1] * grid[2], grid[2],
         frame_window, location_window, int(first_frame_sink),
         *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
-        configs=fixed or for_device(CONFIGS, query),
+        configs=fixed or for_device(CONFIGS[64 if dim <= 64 else 128], query),
         key=("HEADS", "DIM"),
         SCALE=(dim**-0.5 if scale is None else scale) * LOG2_E,
         HEADS=heads,

@@ -131,6 +131,11 @@ def _head_tiles(heads: int, dim: int) -> tuple[int, int, int]:
     return groups, group, padded // 2
 
 
+def _warps(pairs: int, interleaved: bool, like: Tensor) -> int:
+    """Interleaved pairs are one dense load, the others two of half the size."""
+    return warps_for(2 * pairs if interleaved else pairs, like.element_size())
+
+
 def forward(
     query: Tensor,
     key: Tensor,
@@ -164,7 +169,7 @@ def forward(
             table, table.shape[1], tokens, frames, rows, columns, rotate_from,
             frames * (axes_dim[0] // 2) if time_per_sample else 0, dim if norm == "across_heads" else 0,
             *query.stride()[:3], *key.stride()[:3],
-            configs=(config(warps_for(group * 2 * pairs, query.element_size())),),
+            configs=(config(_warps(group * pairs, interleaved, query)),),
             Q_WEIGHTED=query_weight is not None,
             K_WEIGHTED=key_weight is not None,
             NORM=NORMS[norm],
@@ -342,7 +347,7 @@ def backward(
         "R": axes_dim[1] // 2,
         "C": axes_dim[2] // 2,
     }
-    configs = (config(warps_for(group * 2 * pairs, query.element_size())),)
+    configs = (config(_warps(group * pairs, interleaved, query)),)
     query, key, grad_query, grad_key = (dense_last(x) for x in (query, key, grad_query, grad_key))
     table = saved.table
     if query.numel():
