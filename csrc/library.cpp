@@ -24,6 +24,26 @@ STABLE_TORCH_LIBRARY(fym_kernels, library) {
   library.def(
       "gated_residual_backward(Tensor grad, Tensor y, Tensor gate, bool want_y, bool want_gate)"
       " -> (Tensor, Tensor)");
+  library.def(
+      "modulated_norm(Tensor x, Tensor scale, Tensor shift, float eps) -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "modulated_norm_backward(Tensor grad, Tensor x, Tensor scale, Tensor mean, Tensor rstd,"
+      " bool shift_per_token, bool want_x, bool want_scale, bool want_shift) -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "qk_norm_rope(Tensor query, Tensor key, Tensor? query_weight, Tensor? key_weight, Tensor table,"
+      " int[] grid, int[] axes_dim, bool time_per_sample, float eps, str norm, int rotate_from,"
+      " bool interleaved) -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "qk_norm_rope_backward(Tensor grad_query, Tensor grad_key, Tensor query, Tensor key,"
+      " Tensor? query_weight, Tensor? key_weight, Tensor query_rstd, Tensor key_rstd, Tensor table,"
+      " int[] grid, int[] axes_dim, bool time_per_sample, str norm, int rotate_from, bool interleaved,"
+      " bool want_query_weight, bool want_key_weight) -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "motion_loss(Tensor pred, Tensor target, Tensor? weight, float motion_weight)"
+      " -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "motion_loss_backward(Tensor grad_loss, Tensor pred, Tensor target, Tensor coefficients,"
+      " Tensor error_scale, str side) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fym_kernels, CompositeExplicitAutograd, library) {

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fym_kernels import backend as backends
-from fym_kernels import extension, reference
+from fym_kernels import reference
+from fym_kernels.ops import native
 from fym_kernels.reference.gated_residual import check
 
 
@@ -16,18 +17,18 @@ def gated_residual(x: Tensor, y: Tensor, gate: Tensor, *, backend: str | None = 
     """x + y * gate, one read of each tensor and one write.
 
     x, y: (B,S,d) of one dtype; gate: (B,d) or (B,S,d), any float dtype. Returns (B,S,d) in the dtype of x.
-    The C++ kernel copies views whose last dimension is not dense, and takes any other stride as it is.
+    The native kernels copy views whose last dimension is not dense, and take any other stride as it is.
     Raises ValueError naming the argument that does not fit.
     """
     run = backends.choose("gated_residual", x, backend)
     return run(x, y, gate)
 
 
-def _compiled(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+def _run(op: Any, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     check(x, y, gate)
     if gate.dtype == torch.float64:
         gate = gate.float()
-    out: Tensor = torch.ops.fym_kernels.gated_residual(x, y, gate)
+    out: Tensor = op(x, y, gate)
     return out
 
 
@@ -47,25 +48,21 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> No
     ctx.save_for_backward(y if need_gate else None, gate if need_y or need_gate else None)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _backward(op: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     y, gate = ctx.saved_tensors
     need_x, need_y, need_gate = ctx.needs_input_grad
     grad_y = grad_gate = None
     if need_y or need_gate:
         y = grad if y is None else y  # unread unless the gate's gradient is wanted
-        grad_y, grad_gate = torch.ops.fym_kernels.gated_residual_backward(grad, y, gate, need_y, need_gate)
+        grad_y, grad_gate = op(grad, y, gate, need_y, need_gate)
     return grad if need_x else None, grad_y if need_y else None, grad_gate if need_gate else None
 
 
 backends.register("gated_residual", "reference", reference.gated_residual)
-if extension.CPU_LOADED:
-    torch.library.register_fake("fym_kernels::gated_residual", _fake)
-    torch.library.register_fake("fym_kernels::gated_residual_backward", _fake_backward)
-    torch.library.register_autograd("fym_kernels::gated_residual", _backward, setup_context=_save)
-    backends.register(
-        "gated_residual",
-        "cpu",
-        _compiled,
-        devices=("cpu",),
-        dtypes=(torch.float32, torch.bfloat16, torch.float16),
-    )
+native.describe(
+    "gated_residual",
+    run=_run,
+    fakes={"gated_residual": _fake, "gated_residual_backward": _fake_backward},
+    save=_save,
+    backward=_backward,
+)
