@@ -44,6 +44,31 @@ STABLE_TORCH_LIBRARY(fym_kernels, library) {
   library.def(
       "motion_loss_backward(Tensor grad_loss, Tensor pred, Tensor target, Tensor coefficients,"
       " Tensor error_scale, str side) -> Tensor");
+      "lora_qkv(Tensor x, Tensor query_weight, Tensor key_weight, Tensor value_weight, Tensor? query_bias,"
+      " Tensor? key_bias, Tensor? value_bias, Tensor query_a, Tensor key_a, Tensor value_a, Tensor query_b,"
+      " Tensor key_b, Tensor value_b, Tensor active_heads, int head_dim, float scale)"
+      " -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "lora_qkv_backward(Tensor[] grads, Tensor x, Tensor[] weights, Tensor[] lora_a, Tensor[] lora_b,"
+      " Tensor active_heads, Tensor s, int head_dim, float scale, bool want_x, bool want_factors)"
+      " -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "lora_linear(Tensor x, Tensor weight, Tensor? bias, Tensor lora_a, Tensor lora_b,"
+      " Tensor? active_heads, int head_dim, float scale, str side) -> (Tensor, Tensor)");
+  library.def(
+      "lora_linear_backward(Tensor grad, Tensor x, Tensor weight, Tensor lora_a, Tensor lora_b,"
+      " Tensor? active_heads, Tensor s, int head_dim, float scale, str side, bool want_x,"
+      " bool want_factors) -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "head_attention(Tensor query, Tensor key, Tensor value, Tensor head_kind, int[] grid,"
+      " int frame_window, int location_window, bool first_frame_sink, float scale) -> (Tensor, Tensor)");
+  library.def(
+      "head_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor out,"
+      " Tensor logsumexp, Tensor head_kind, int[] grid, int frame_window, int location_window,"
+      " bool first_frame_sink, float scale) -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "head_scores(Tensor query, Tensor key, int[] grid, float band, Tensor? rows)"
+      " -> (Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fym_kernels, CompositeExplicitAutograd, library) {

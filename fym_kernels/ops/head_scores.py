@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from fym_kernels import backend as backends
 from fym_kernels import reference
+from fym_kernels.checks import accumulation_dtype
+from fym_kernels.ops import native
 from fym_kernels.reference import HeadScores
-
-backends.register("head_scores", "reference", reference.head_scores)
+from fym_kernels.reference.head_scores import check
 
 
 def head_scores(
@@ -31,3 +34,26 @@ def head_scores(
     run = backends.choose("head_scores", query, backend)
     scores: HeadScores = run(query, key, grid, band=band, rows=rows)
     return scores
+
+
+def _run(
+    op: Any,
+    query: Tensor,
+    key: Tensor,
+    grid: tuple[int, int, int],
+    *,
+    band: float = 1.0,
+    rows: Tensor | None = None,
+) -> HeadScores:
+    sizes = check(query, key, grid, band, rows)
+    return HeadScores(*op(query.detach(), key.detach(), sizes, float(band), rows))
+
+
+def _fake(query: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    batch, _tokens, heads, _dim = query.shape
+    spatial = query.new_empty((batch, heads), dtype=accumulation_dtype(query.dtype))
+    return spatial, spatial.new_empty(spatial.shape), spatial.new_empty(spatial.shape)
+
+
+backends.register("head_scores", "reference", reference.head_scores)
+native.describe("head_scores", run=_run, fakes={"head_scores": _fake})

@@ -82,3 +82,8 @@ def _bind(function: Callable[..., Any], op: Any) -> Callable[..., Any]:
         return function(op, *args, **kwargs)
 
     return bound
+
+
+def unread(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+    """Stands in, without memory of its own, for a tensor of which only the shape is looked at."""
+    return like.new_empty(()).expand(shape)
