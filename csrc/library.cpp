@@ -44,6 +44,7 @@ STABLE_TORCH_LIBRARY(fym_kernels, library) {
   library.def(
       "motion_loss_backward(Tensor grad_loss, Tensor pred, Tensor target, Tensor coefficients,"
       " Tensor error_scale, str side) -> Tensor");
+  library.def(
       "lora_qkv(Tensor x, Tensor query_weight, Tensor key_weight, Tensor value_weight, Tensor? query_bias,"
       " Tensor? key_bias, Tensor? value_bias, Tensor query_a, Tensor key_a, Tensor value_a, Tensor query_b,"
       " Tensor key_b, Tensor value_b, Tensor active_heads, int head_dim, float scale)"

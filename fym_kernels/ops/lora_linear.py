@@ -33,7 +33,8 @@ def lora_linear(
     side="out": rows of the output; lora_a (r,d_in), lora_b (len*head_dim,r).
     side="in": columns of the input (to_out); lora_a (r,len*head_dim), lora_b (d_out,r).
     The factors have the dtype of x or a wider one. The native backends save x and x A^T (B,S,r) and compute
-    the update of bfloat16 x with bfloat16 products and float32 sums. Raises ValueError naming the argument that does not fit.
+    the update of bfloat16 x with bfloat16 products and float32 sums.
+    Raises ValueError naming the argument that does not fit.
     """
     run = backends.choose("lora_linear", x, backend)
     return run(

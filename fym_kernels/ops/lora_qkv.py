@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fym_kernels import backend as backends
@@ -116,7 +115,10 @@ def _backward(op_backward: Any, ctx: Any, *grads: Tensor | None) -> tuple[Any, .
     factors = (*grad_a.split([a.shape[0] for a in lora_a]), *grad_b) if any(want_factors) else (None,) * 6
     return (
         grad_x if want_x[0] else None,
-        *(g.flatten(0, 1).T @ x.flatten(0, 1) if n else None for g, n in zip(full, want_weights, strict=True)),
+        *(
+            g.flatten(0, 1).T @ x.flatten(0, 1) if n else None
+            for g, n in zip(full, want_weights, strict=True)
+        ),
         *(g.sum((0, 1)) if n else None for g, n in zip(full, want_biases, strict=True)),
         *(f if n else None for f, n in zip(factors, want_factors, strict=True)),
         *(None, None, None),

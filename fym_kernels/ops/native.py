@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fym_kernels import backend as backends
-from fym_kernels import extension
+from fym_kernels import cpu, extension  # noqa: F401  (cpu registers kernels)
 
 NAMESPACES = {"cpu": "fym_kernels", "cuda": "fym_kernels", "triton": "fym_triton"}
 STORAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
