@@ -123,6 +123,13 @@ class TemporalConfig(StageConfig):
         choices=("encode", "select"),
     )
     motion_weight: float = option(1.0, "weight of the motion loss", low=0)
+    recolour: float = option(
+        0.0,
+        "share of steps on copies of the clip in random colours, without caption and spatial adapter, so that "
+        "the motion is learned apart from the look",
+        low=0,
+        high=1,
+    )
     debias: bool = option(False, "add the appearance-debiased term to the loss")
 
 

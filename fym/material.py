@@ -19,6 +19,8 @@ from fym.families.base import Family
 from fym.positions import COMPRESSION, latent_frames, sparse_frames, time_positions
 from fym.video import Clip, read_clip
 
+PALETTES = 16  # recoloured copies of a clip
+
 
 def read_reference(config: ClipConfig, family: Family) -> Clip:
     """The reference clip at the model's size (or the configured one), cut to 4k+1 frames.
@@ -39,6 +41,22 @@ def read_reference(config: ClipConfig, family: Family) -> Clip:
     return Clip(clip.frames[:whole], clip.fps, clip.path, clip.sha256, clip.notes)
 
 
+def recolour(frames: Tensor, palette: int) -> Tensor:
+    """The clip (F,H,W,3) uint8 in other colours: channels permuted, each scaled, shifted and perhaps inverted.
+
+    palette: the number of the colouring, 0 leaves the clip as it is. Contrast falls to 0.5 at most.
+    """
+    if palette == 0:
+        return frames
+    rng = torch.Generator().manual_seed(palette)
+    gain = 0.5 + 0.5 * torch.rand(3, generator=rng)
+    shift = (1 - gain) * torch.rand(3, generator=rng)
+    inverted = torch.rand(3, generator=rng) < 0.5
+    pixels = frames[..., torch.randperm(3, generator=rng)] / 255
+    pixels = torch.where(inverted, 1 - pixels, pixels) * gain + shift
+    return (pixels * 255).round().to(torch.uint8)
+
+
 class Material:
     """Latents and embeddings of one clip for one model, made on first use."""
 
@@ -50,7 +68,7 @@ class Material:
             "size": list(clip.frames.shape),
             "encoders": family.encoder_hash,
         }
-        self._sparse: dict[tuple[int, ...], Tensor] = {}
+        self._encoded: dict[tuple[tuple[int, ...] | None, int], Tensor] = {}
 
     @property
     def num_frames(self) -> int:
@@ -59,18 +77,17 @@ class Material:
     @cached_property
     def text(self) -> Tensor:
         """(1,L,d_text), the caption."""
-        return self._cached(
-            lambda: self.family.encode_prompts([self.caption]),
-            kind="text",
-            prompt=self.caption,
-            length=self.family.defaults.max_sequence_length,
-            dtype=str(self.family.dtype),
-        )
+        return self._embedding(self.caption)
+
+    @cached_property
+    def no_text(self) -> Tensor:
+        """(1,L,d_text), the empty prompt."""
+        return self._embedding("")
 
     @cached_property
     def latents(self) -> Tensor:
         """(C,F',h,w), the whole clip."""
-        return self._cached(lambda: self.family.encode_video(self.clip.frames), kind="clip")
+        return self.encoded(None, 0)
 
     @cached_property
     def frame_latents(self) -> Tensor:
@@ -81,14 +98,27 @@ class Material:
             kind="frames",
         )
 
-    def sparse_latents(self, index: Tensor) -> Tensor:
-        """(C,F'_s,h,w), the picked frames encoded as a clip of their own."""
-        key = tuple(index.tolist())
-        if key not in self._sparse:
-            self._sparse[key] = self._cached(
-                lambda: self.family.encode_video(self.clip.frames[index]), kind="sparse", index=list(key)
+    def encoded(self, index: Tensor | None, palette: int) -> Tensor:
+        """(C,F'_s,h,w), the picked frames (None: all) encoded as a clip of their own, see `recolour`."""
+        key = (None if index is None else tuple(index.tolist()), palette)
+        if key not in self._encoded:
+            frames = self.clip.frames if index is None else self.clip.frames[index]
+            self._encoded[key] = self._cached(
+                lambda: self.family.encode_video(recolour(frames, palette)),
+                kind="clip",
+                index=key[0] and list(key[0]),
+                palette=palette,
             )
-        return self._sparse[key]
+        return self._encoded[key]
+
+    def _embedding(self, prompt: str) -> Tensor:
+        return self._cached(
+            lambda: self.family.encode_prompts([prompt]),
+            kind="text",
+            prompt=prompt,
+            length=self.family.defaults.max_sequence_length,
+            dtype=str(self.family.dtype),
+        )
 
     def _cached(self, make: Callable[[], Tensor], **parts: object) -> Tensor:
         made = get_or_make(self.cache_dir, {**self._key, **parts}, lambda: {"tensor": make()})
@@ -114,6 +144,13 @@ class SparseClip:
         """Latents (C,F'_s,h,w) and time positions (F'_s,); random with picking "phase" and "groups"."""
         return self._fixed if self._fixed is not None else self._view(self._pick(generator))
 
+    def draw_recoloured(self, generator: torch.Generator, batch: int) -> tuple[Tensor, Tensor]:
+        """Latents (B,C,F'_s,h,w), each sample in other colours, and their common time positions."""
+        index = self._pick(generator)
+        palettes = 1 + torch.randint(PALETTES, (batch,), generator=generator)
+        views = [self._view(index, int(palette)) for palette in palettes]
+        return torch.stack([latents for latents, _ in views]), views[0][1]
+
     @property
     def frame_index(self) -> list[int]:
         """The picked frames, the same at every step; for a random picking those of one draw."""
@@ -129,12 +166,13 @@ class SparseClip:
             rng=generator,
         )
 
-    def _view(self, index: Tensor) -> tuple[Tensor, Tensor]:
+    def _view(self, index: Tensor, palette: int = 0) -> tuple[Tensor, Tensor]:
         whole = self.material.num_frames
         if self.config.latents == "encode":
-            return self.material.sparse_latents(index), time_positions(index, whole, self.config.positions)
+            return self.material.encoded(index, palette), time_positions(index, whole, self.config.positions)
         # The latent frames of the full clip nearest to the places of the groups; they sit where they are.
         nearest = (index[::COMPRESSION] / COMPRESSION).round().long().clamp(max=latent_frames(whole) - 1)
-        latents = self.material.latents[:, nearest.to(self.material.latents.device)]
+        whole_clip = self.material.encoded(None, palette)
+        latents = whole_clip[:, nearest.to(whole_clip.device)]
         stride = self.config.positions == "stride"
         return latents, nearest.double() if stride else time_positions(index, whole, self.config.positions)

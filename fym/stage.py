@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fym import memory
+from fym.adapters import AdapterStack
 from fym.checkpoint import load_checkpoint, save_checkpoint
 from fym.config import StageConfig, TuneConfig
 from fym.console import Console
@@ -28,19 +29,27 @@ from fym.losses import logged_terms, tuning_loss
 from fym.runlog import StepLog
 from fym.state import TuningState
 
-Draw = Callable[[torch.Generator, int], tuple[Tensor, Tensor | None]]
+
+class Sample(NamedTuple):
+    """What one step learns from."""
+
+    latents: Tensor  # (B,C,F',h,w)
+    positions: Tensor | None  # (F',) time positions, None = 0, 1, 2, ...
+    text: Tensor  # (1,L,d_text)
+    active: tuple[str, ...]  # adapters in the forward pass; the stage's own one is trained
+
+
+Draw = Callable[[torch.Generator, int], Sample]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage's data and settings. draw(generator, B) gives latents (B,C,F',h,w) and time positions."""
+    """A stage's data and settings. draw(generator, B) gives the B samples of a step."""
 
     name: str
     settings: StageConfig
     tune: TuneConfig
     draw: Draw
-    text: Tensor
-    active: list[str]  # adapters in the forward pass; the stage's own one is trained
     motion_weight: float = 0.0
     debias: bool = False
 
@@ -64,16 +73,20 @@ def run_stage(
     trained = state.adapters[stage.name]
     parameters = list(trained.parameters())
     assert state.optimizer is not None
-    adapters = [(state.adapters[name], 1.0) for name in stage.active]
+    stacks: dict[tuple[str, ...], AdapterStack] = {}
     seconds = []
     console.start_stage(stage.name, settings.steps)
     try:
-        with family.attention(adapters=adapters) as control, _stop_on_interrupt() as stopped:
+        everything = [(adapter, 1.0) for adapter in state.adapters.values()]
+        with family.attention(adapters=everything) as control, _stop_on_interrupt() as stopped:
             memory.reset_peak(family.device)
             for step in range(state.step + 1, settings.steps + 1):
                 started = time.perf_counter()
-                latents, control.time_positions = stage.draw(state.generator, settings.batch_size)
-                loss, terms = _loss(family, stage, state.generator, latents)
+                sample = stage.draw(state.generator, settings.batch_size)
+                if sample.active not in stacks:
+                    stacks[sample.active] = AdapterStack([(state.adapters[n], 1.0) for n in sample.active])
+                control.stack, control.time_positions = stacks[sample.active], sample.positions
+                loss, terms = _loss(family, stage, state.generator, sample)
                 loss.backward()
                 norm = torch.nn.utils.clip_grad_norm_(parameters, tune.grad_clip or float("inf"))
                 values = torch.stack([loss.detach(), norm]).tolist()
@@ -112,17 +125,17 @@ def rate_factor(step: int, steps: int, decay: float) -> float:
 
 
 def _loss(
-    family: Family, stage: Stage, generator: torch.Generator, latents: Tensor
+    family: Family, stage: Stage, generator: torch.Generator, sample: Sample
 ) -> tuple[Tensor, tuple[float, float]]:
     """The loss of one noisy batch and its two terms for the log. All random numbers are drawn on the CPU."""
-    schedule = family.schedule
+    schedule, latents = family.schedule, sample.latents
     sigma = schedule.draw(len(latents), generator, stage.tune.noise)
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
     anchor = int(torch.randint(latents.shape[2], (1,), generator=generator)) if stage.debias else None
     sigma = sigma.to(latents.device)
     noisy, target = schedule.add_noise(latents, noise, sigma), schedule.target(latents, noise)
     weight = schedule.weight(sigma, stage.tune.weighting)
-    pred = family.predict(noisy, schedule.timestep(sigma), stage.text)
+    pred = family.predict(noisy, schedule.timestep(sigma), sample.text)
     loss = tuning_loss(pred, target, weight, motion_weight=stage.motion_weight, anchor=anchor)
     return loss, logged_terms(pred.detach(), target, weight)
 

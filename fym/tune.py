@@ -27,7 +27,7 @@ from fym.motion_file import MotionFile, load_motion_file, save_motion_file
 from fym.plan import Plan, heads_table
 from fym.runlog import StepLog, Timings
 from fym.samples import Samples
-from fym.stage import Draw, Stage, run_stage
+from fym.stage import Draw, Sample, Stage, run_stage
 from fym.state import TuningState, begin, check_same_run
 from fym.video import Clip, write_clip
 
@@ -80,9 +80,7 @@ def train(config: Config, run_dir: Path, *, console: Console) -> TrainResult:
     log = StepLog(run_dir / "train.jsonl", state.stage, state.step)
     try:
         if state.stage == "spatial":
-            stage = Stage(
-                "spatial", config.spatial, config.tune, _frame_draw(material), material.text, ["spatial"]
-            )
+            stage = Stage("spatial", config.spatial, config.tune, _frame_draw(material))
             _tune(family, stage, state, run_dir, log, timings, console)
             state.enter("temporal", config)
             save_checkpoint(run_dir / "checkpoints", state.checkpoint(), keep=config.tune.keep)
@@ -91,9 +89,7 @@ def train(config: Config, run_dir: Path, *, console: Console) -> TrainResult:
                 "temporal",
                 config.temporal,
                 config.tune,
-                _clip_draw(sparse),
-                material.text,
-                ["spatial", "temporal"],
+                _clip_draw(sparse, config.temporal.recolour),
                 config.temporal.motion_weight,
                 config.temporal.debias,
             )
@@ -136,6 +132,8 @@ def _prepare(material: Material, config: Config, run_dir: Path, timings: Timings
     with timings.measure("cache"):
         sparse = SparseClip(material, config.temporal)
         _ = material.text, material.latents, material.frame_latents
+        if config.temporal.recolour:
+            _ = material.no_text
     reference = run_dir / "reference.mp4"
     if not reference.exists():
         write_clip(reference, material.clip.frames, material.clip.fps)
@@ -198,17 +196,26 @@ def _tune(
 
 
 def _frame_draw(material: Material) -> Draw:
-    def draw(generator: torch.Generator, batch: int) -> tuple[Tensor, None]:
+    def draw(generator: torch.Generator, batch: int) -> Sample:
         index = torch.randint(material.num_frames, (batch,), generator=generator)
-        return material.frame_latents[index.to(material.frame_latents.device)], None
+        latents = material.frame_latents[index.to(material.frame_latents.device)]
+        return Sample(latents, None, material.text, ("spatial",))
 
     return draw
 
 
-def _clip_draw(sparse: SparseClip) -> Draw:
-    def draw(generator: torch.Generator, batch: int) -> tuple[Tensor, Tensor]:
+def _clip_draw(sparse: SparseClip, recolour: float) -> Draw:
+    """The clip with its caption and its look's adapter; in a share `recolour` of the steps recoloured copies,
+    with neither, so that nothing ties the motion to the look."""
+
+    def draw(generator: torch.Generator, batch: int) -> Sample:
+        if recolour and torch.rand((), generator=generator) < recolour:
+            latents, positions = sparse.draw_recoloured(generator, batch)
+            return Sample(latents, positions, sparse.material.no_text, ("temporal",))
         latents, positions = sparse.draw(generator)
-        return latents.expand(batch, -1, -1, -1, -1), positions
+        return Sample(
+            latents.expand(batch, -1, -1, -1, -1), positions, sparse.material.text, ("spatial", "temporal")
+        )
 
     return draw
 

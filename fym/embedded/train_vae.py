@@ -119,7 +119,9 @@ def set_latent_statistics(vae: PatchAutoencoder) -> None:
     std = z.std(0)
     sign = torch.tensor([1.0, -1.0]).repeat(len(std) // 2)
     vae.register_to_config(
-        latents_mean=z.mean(0).tolist(), latents_std=std.tolist(), first_frame_mark=(MARK * sign * std).tolist()
+        latents_mean=z.mean(0).tolist(),
+        latents_std=std.tolist(),
+        first_frame_mark=(MARK * sign * std).tolist(),
     )
 
 

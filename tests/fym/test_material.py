@@ -5,7 +5,7 @@ import torch
 
 from fym.config import ClipConfig, TemporalConfig
 from fym.errors import UserError
-from fym.material import Material, SparseClip, read_reference
+from fym.material import PALETTES, Material, SparseClip, read_reference, recolour
 from fym.video import write_clip
 
 
@@ -43,11 +43,11 @@ def test_every_frame_is_encoded_alone(material, tiny_family):
 
 
 def test_the_second_time_nothing_is_encoded(material, tiny_family, monkeypatch):
-    first = material.latents, material.frame_latents, material.text, material.sparse_latents(torch.arange(9))
+    first = material.latents, material.frame_latents, material.text, material.encoded(torch.arange(9), 0)
     again = Material(tiny_family, material.clip, ClipConfig(prompt="a square"), material.cache_dir)
     monkeypatch.setattr(tiny_family, "encode_video", None)
     monkeypatch.setattr(tiny_family, "encode_prompts", None)
-    second = again.latents, again.frame_latents, again.text, again.sparse_latents(torch.arange(9))
+    second = again.latents, again.frame_latents, again.text, again.encoded(torch.arange(9), 0)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -97,3 +97,30 @@ def test_motion_picking_runs_on_the_clip(material):
 def test_a_clip_shorter_than_the_sampling_is_refused(material):
     with pytest.raises(UserError, match="--sparse-frames 17"):
         SparseClip(material, TemporalConfig(sparse_frames=21))
+
+
+def test_recolouring_keeps_what_moves_and_changes_the_colours():
+    """Each channel of a copy is an increasing or decreasing function of one channel of the clip."""
+    frames = torch.randint(0, 256, (2, 4, 4, 3), dtype=torch.uint8)
+    assert torch.equal(recolour(frames, 0), frames)
+    for palette in range(1, PALETTES + 1):
+        copy = recolour(frames, palette)
+        assert copy.dtype == torch.uint8 and copy.shape == frames.shape
+        assert torch.equal(copy, recolour(frames, palette))
+        assert not torch.equal(copy, frames)
+        together = torch.cat([frames, copy], -1).flatten(0, 2).double().T
+        correlation = torch.corrcoef(together)[:3, 3:].abs()
+        assert (correlation.amax(0) > 0.999).all() and correlation.argmax(0).unique().numel() == 3
+
+
+def test_recoloured_samples_are_the_same_frames_in_other_colours(material, tiny_family):
+    sparse = SparseClip(material, TemporalConfig(sparse_frames=9))
+    latents, positions = sparse.draw_recoloured(torch.Generator().manual_seed(0), 4)
+    assert latents.shape[0] == 4 and positions.tolist() == [0, 2, 4]
+    copies = [
+        tiny_family.encode_video(recolour(material.clip.frames[::2], palette + 1))
+        for palette in range(PALETTES)
+    ]
+    for sample in latents:
+        assert any(torch.equal(sample, copy) for copy in copies)
+    assert torch.equal(material.no_text, tiny_family.encode_prompts([""]))

@@ -181,9 +181,16 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(uninterrupted,
     assert log_of(tmp_path) == log_of(uninterrupted)
 
 
-def test_phase_picking_resumes_bit_for_bit_too(configure, planted, tmp_path):
-    """Here the picked frames come from the generator as well."""
-    options = {"temporal__picking": "phase", "temporal__debias": True, "temporal__batch_size": 2}
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temporal__picking": "phase", "temporal__debias": True, "temporal__batch_size": 2},
+        {"temporal__recolour": 0.5, "temporal__batch_size": 2},
+    ],
+    ids=["phase", "recolour"],
+)
+def test_random_data_resumes_bit_for_bit_too(options, configure, planted, tmp_path):
+    """Here the picked frames, or the colours, come from the generator as well."""
     run(configure(**options), tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):
         run(configure(**options), tmp_path / "stopped", InterruptingConsole("temporal", 2))
