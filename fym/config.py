@@ -125,8 +125,8 @@ class TemporalConfig(StageConfig):
     motion_weight: float = option(1.0, "weight of the motion loss", low=0)
     recolour: float = option(
         0.0,
-        "share of steps on copies of the clip in random colours, without caption and spatial adapter, so that "
-        "the motion is learned apart from the look",
+        "share of steps on copies of the clip in random colours, without caption and spatial adapter, so "
+        "that the motion is learned apart from the look",
         low=0,
         high=1,
     )

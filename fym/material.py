@@ -42,7 +42,7 @@ def read_reference(config: ClipConfig, family: Family) -> Clip:
 
 
 def recolour(frames: Tensor, palette: int) -> Tensor:
-    """The clip (F,H,W,3) uint8 in other colours: channels permuted, each scaled, shifted and perhaps inverted.
+    """The clip (F,H,W,3) uint8 in other colours: channels permuted, scaled, shifted and perhaps inverted.
 
     palette: the number of the colouring, 0 leaves the clip as it is. Contrast falls to 0.5 at most.
     """
