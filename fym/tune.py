@@ -59,8 +59,7 @@ def train(config: Config, run_dir: Path, *, console: Console) -> TrainResult:
     check_writable(run_dir)
     write_file(run_dir / "config.toml", to_toml(config))
     family = _load(config)
-    if config.tune.gradient_checkpointing:
-        family.transformer.enable_gradient_checkpointing()
+    family.recompute = config.tune.recompute
     clip = read_reference(config.clip, family)
     for title, rows in Plan.of(config, run_dir, family, clip).tables():
         console.table(title, rows)

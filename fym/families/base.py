@@ -78,6 +78,7 @@ class Family(ABC):
     head_dim: int
     device: torch.device
     dtype: torch.dtype  # of the transformer
+    recompute: str = "none"  # in the backward pass: "none", "ffn" or "block"; read by `attention`
 
     @property
     def default_frames(self) -> int:

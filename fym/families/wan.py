@@ -15,12 +15,8 @@ from fym.adapters import AdapterStack, HeadLora
 from fym.errors import UserError
 from fym.families.base import AttentionControl, Defaults, Family, OnQK
 from fym.families.loading import fingerprint
-from fym.families.processor import (
-    WanSelfAttention,
-    check_plain,
-    normalise_rotate,
-    project,
-)
+from fym.families.projections import LOG, check_plain, installed, project, report_fallbacks
+from fym.families.wan_block import WanBlockForward, WanSelfAttention, normalise_rotate, why_stock
 from fym.flow import FlowMatching
 from fym.positions import latent_frames
 
@@ -163,29 +159,37 @@ class WanFamily(Family):
         time_positions: Tensor | None = None,
         on_qk: OnQK | None = None,
     ) -> Iterator[AttentionControl]:
-        attentions = [block.attn1 for block in self.transformer.blocks]
+        blocks = self.transformer.blocks
+        attentions = [block.attn1 for block in blocks]
         if adapters:
             check_plain(attentions)
+        else:
+            report_fallbacks(attentions)
         for adapter, _ in adapters:
             adapter.to(self.device)
         control = AttentionControl(AdapterStack(adapters), time_positions, on_qk)
-        originals = dict(self.transformer.attn_processors)
-        installed = dict(originals)
-        for layer in range(self.num_layers):
-            name = f"blocks.{layer}.attn1.processor"
-            installed[name] = WanSelfAttention(layer, control, self._axes_dim, originals[name])
+        originals = self.transformer.attn_processors
+        names = [f"blocks.{layer}.attn1.processor" for layer in range(self.num_layers)]
+        processors = {
+            name: WanSelfAttention(layer, control, self._axes_dim, originals[name], attn)
+            for layer, (name, attn) in enumerate(zip(names, attentions, strict=True))
+        }
 
         def note_grid(module: Any, inputs: tuple[Tensor, ...]) -> None:
             control.grid = self.grid(inputs[0])
 
         # The processor sees tokens only; the call of the RoPE module is where their grid passes by.
         hook = self.transformer.rope.register_forward_pre_hook(note_grid)
-        self.transformer.set_attn_processor(installed)
+        checkpoint = self.recompute == "block" and not self.transformer.is_gradient_checkpointing
+        if checkpoint:
+            self.transformer.enable_gradient_checkpointing()
         try:
-            yield control
+            with installed(self.transformer, processors), _fused(blocks, self.recompute == "ffn"):
+                yield control
         finally:
-            self.transformer.set_attn_processor(dict(originals))
             hook.remove()
+            if checkpoint:
+                self.transformer.disable_gradient_checkpointing()
 
     @torch.no_grad()
     def sample(
@@ -260,6 +264,27 @@ class WanFamily(Family):
                 for hook in hooks:
                     hook.remove()
         return leaks
+
+
+@contextmanager
+def _fused(blocks: Any, recompute_ffn: bool) -> Iterator[None]:
+    """Our forward in every block; at the end the blocks' own again. All blocks keep theirs where one must."""
+    reason = next(filter(None, map(why_stock, blocks)), "")
+    if reason:
+        LOG.warning("norms and gates run in the model's own blocks instead of fused: %s", reason)
+        yield
+        return
+    before = [vars(block).get("forward") for block in blocks]
+    try:
+        for block in blocks:
+            block.forward = WanBlockForward(block, recompute_ffn=recompute_ffn)
+        yield
+    finally:
+        for block, forward in zip(blocks, before, strict=True):
+            if forward is None:
+                vars(block).pop("forward", None)
+            else:
+                block.forward = forward
 
 
 @contextmanager

@@ -11,7 +11,8 @@ import fym_kernels
 from fym.adapters import AdapterStack, HeadLora
 from fym.errors import UserError
 from fym.families import load_family
-from fym.families.processor import WanSelfAttention, project
+from fym.families.projections import project
+from fym.families.wan_block import WanSelfAttention
 
 T = torch.tensor([400.0])
 
@@ -165,20 +166,18 @@ def test_both_adapters_act_and_their_strengths_count(tiny_family, text):
     assert (run((spatial, 0.5), (temporal, 1.0)) - both).abs().max() > 1e-5
 
 
-def test_gradient_checkpointing_gives_the_same_gradients(tiny_family, text):
+def test_recomputing_gives_the_same_gradients(tiny_family, text, monkeypatch):
     gradients = []
-    for checkpointing in (False, True):
+    for recompute in ("none", "ffn", "block"):
         adapter = adapter_for(tiny_family, [[0], [1]])
-        if checkpointing:
-            tiny_family.transformer.enable_gradient_checkpointing()
-        try:
-            with tiny_family.attention(adapters=[(adapter, 1.0)]):
-                tiny_family.predict(noisy(tiny_family), T, text).square().mean().backward()
-        finally:
-            tiny_family.transformer.disable_gradient_checkpointing()
+        monkeypatch.setattr(tiny_family, "recompute", recompute)
+        with tiny_family.attention(adapters=[(adapter, 1.0)]):
+            assert tiny_family.transformer.is_gradient_checkpointing == (recompute == "block")
+            tiny_family.predict(noisy(tiny_family), T, text).square().mean().backward()
+        assert not tiny_family.transformer.is_gradient_checkpointing
         gradients.append([p.grad for p in adapter.parameters()])
-    for one, other in zip(*gradients, strict=True):
-        assert torch.equal(one, other)
+    for values in zip(*gradients, strict=True):
+        assert torch.equal(values[0], values[1]) and torch.equal(values[0], values[2])
 
 
 def test_the_base_model_takes_no_gradient(tiny_family, text):

@@ -324,7 +324,7 @@ def test_every_option_of_the_temporal_stage_trains(configure, planted, tmp_path)
         "tune__weighting": "none",
         "tune__targets": "qkv",
         "tune__grad_clip": 0.0,
-        "tune__gradient_checkpointing": True,
+        "tune__recompute": "block",
         "tune__sample_every": 2,
         "spatial__batch_size": 3,
     }
