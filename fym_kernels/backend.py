@@ -124,6 +124,11 @@ def choose(op: str, tensor: Tensor, requested: str | None = None) -> Callable[..
     return _kernels[op][name].function
 
 
+def selected(op: str, tensor: Tensor) -> str:
+    """The name of the backend that `op` takes for tensors like `tensor`. Raises BackendError as `choose`."""
+    return _decide(op, tensor.device.type, tensor.dtype, None)[0]
+
+
 def explain(device: str | None = None, dtypes: tuple[torch.dtype, ...] | None = None) -> Choices:
     """Which backend each op would take now, and why: one row per op and dtype.
 

@@ -1,12 +1,14 @@
-"""Norms that keep nothing of their own for the backward pass: they rebuild their input from their output.
+"""Layers that keep less for the backward pass, by computing cheap things again from what is kept anyway.
 
-A layer keeps query and key for its attention anyway. RMSNorm's input is x = y / (w * rstd), so with rstd (one
-float a token) the input need not be kept beside them. The rotation of RoPE is undone by turning back.
+A layer keeps query and key for its attention. RMSNorm's input is x = y / (w * rstd), so with rstd (one float
+a token) the input need not be kept beside them; the rotation of RoPE is undone by turning back. And it keeps
+the input of each LayerNorm: the normed tensor that an adapter's gradient needs is one pass away.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 import fym_kernels
+from fym.adapters import Update
+from fym_kernels.ops import native
 
 # Of the rounding error that rebuilding may add, in roundings of the output: see `rebuildable`.
 MOST_ROUNDINGS = 4.0
@@ -60,6 +64,80 @@ def qk_norm_rope(
         )
     new_query, new_key = _QkNormRope.apply(query, key, query_weight, key_weight, positions, axes_dim, eps)
     return new_query, new_key
+
+
+class Normed(NamedTuple):
+    """What fym_kernels.modulated_norm makes a tensor of."""
+
+    x: Tensor
+    scale: Tensor
+    shift: Tensor
+    eps: float
+
+    def __call__(self) -> Tensor:
+        return fym_kernels.modulated_norm(self.x, self.scale, self.shift, eps=self.eps)
+
+
+def lora_qkv(
+    normed: Tensor, recipe: Normed | None, bases: Sequence[torch.nn.Linear], update: Update, head_dim: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """fym_kernels.lora_qkv of `normed` = recipe(), which is computed again in the backward pass.
+
+    Without a recipe, on the reference backend, and where nothing is trained it is that function itself.
+    """
+    factors = [pairs[p] for pairs in (update.lora_a, update.lora_b) for p in "qkv"]
+    weights, biases = [base.weight for base in bases], [base.bias for base in bases]
+    trained = torch.is_grad_enabled() and any(f.requires_grad for f in factors)
+    ops = native.operators("lora_qkv", normed)
+    if ops is None or recipe is None or not trained or torch.compiler.is_compiling():
+        q, k, v = fym_kernels.lora_qkv(
+            normed,
+            weights,
+            biases,
+            factors[:3],
+            factors[3:],
+            update.heads,
+            head_dim=head_dim,
+            scale=update.scale,
+        )
+    else:
+        recipe = recipe._replace(x=recipe.x.detach())
+        rest = recipe, (*weights, *biases), update.heads, head_dim, float(update.scale), ops
+        q, k, v = _LoraQkv.apply(normed, *factors, *rest)
+    return q, k, v
+
+
+class _LoraQkv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, normed: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        factors, (recipe, bases, heads, ctx.head_dim, ctx.scale, (op, ctx.backward_op)) = args[:6], args[6:]
+        q, k, v, s = op(normed, *bases, *factors, heads, ctx.head_dim, ctx.scale)
+        ctx.eps = recipe.eps
+        ctx.save_for_backward(*recipe[:3], s, heads, *bases[:3], *factors)
+        return q, k, v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, shift, s, heads, w_q, w_k, w_v, a_q, a_k, a_v, b_q, b_k, b_v = ctx.saved_tensors
+        lora_a, lora_b = (a_q, a_k, a_v), (b_q, b_k, b_v)
+        want_x = ctx.needs_input_grad[0]
+        grad_x, grad_a, *grad_b = ctx.backward_op(
+            grads,
+            Normed(x, scale, shift, ctx.eps)(),
+            (w_q, w_k, w_v),
+            lora_a,
+            lora_b,
+            heads,
+            s,
+            ctx.head_dim,
+            ctx.scale,
+            want_x,
+            True,
+        )
+        parts = *grad_a.split([a.shape[0] for a in lora_a]), *grad_b
+        wanted = zip(parts, ctx.needs_input_grad[1:7], strict=True)
+        return grad_x if want_x else None, *(g if need else None for g, need in wanted), *(None,) * 6
 
 
 def _rstd(x: Tensor, eps: float) -> Tensor:
@@ -119,7 +197,13 @@ class _QkNormRope(torch.autograd.Function):
             inputs.append(flat.unflatten(2, x.shape[2:]).requires_grad_())
         with torch.enable_grad():
             out = fym_kernels.qk_norm_rope(
-                *inputs, query_weight, key_weight, ctx.positions, axes_dim=ctx.axes_dim, eps=ctx.eps
+                inputs[0],
+                inputs[1],
+                query_weight,
+                key_weight,
+                ctx.positions,
+                axes_dim=ctx.axes_dim,
+                eps=ctx.eps,
             )
         grad_query, grad_key = torch.autograd.grad(out, inputs, grads)
         return grad_query, grad_key, None, None, None, None, None

@@ -18,6 +18,7 @@ from torch import Tensor
 import fym_kernels
 from fym.adapters import AdapterStack, Update
 from fym.errors import UserError
+from fym.families import lean
 
 LOG = logging.getLogger("fym")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -34,8 +35,10 @@ def installed(transformer: Any, processors: Mapping[str, Any]) -> Iterator[None]
         transformer.set_attn_processor(dict(originals))
 
 
-def project(attn: Any, hidden: Tensor, stack: AdapterStack, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v (B,S,d) before the norm, with the stack's update."""
+def project(
+    attn: Any, hidden: Tensor, stack: AdapterStack, layer: int, recipe: lean.Normed | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v (B,S,d) before the norm, with the stack's update. recipe: how to make `hidden` again."""
     linears = (attn.to_q, attn.to_k, attn.to_v)
     update = stack.qkv(layer) or peft_update(attn, linears, "qkv")
     if update is None:
@@ -45,17 +48,7 @@ def project(attn: Any, hidden: Tensor, stack: AdapterStack, layer: int) -> tuple
             q, k, v = (linear(hidden) for linear in linears)
         return q, k, v
     bases = [base_of(linear) for linear in linears]
-    q, k, v = fym_kernels.lora_qkv(
-        hidden,
-        [base.weight for base in bases],
-        [base.bias for base in bases],
-        [update.lora_a[p] for p in "qkv"],
-        [update.lora_b[p] for p in "qkv"],
-        update.heads,
-        head_dim=attn.inner_dim // attn.heads,
-        scale=update.scale,
-    )
-    return q, k, v
+    return lean.lora_qkv(hidden, recipe, bases, update, attn.inner_dim // attn.heads)
 
 
 def project_out(attn: Any, attended: Tensor, stack: AdapterStack, layer: int) -> Tensor:

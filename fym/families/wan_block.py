@@ -47,9 +47,10 @@ class WanSelfAttention:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         rotary_emb: tuple[Tensor, Tensor] | None = None,
+        recipe: lean.Normed | None = None,
     ) -> Tensor:
         control = self.control
-        query, key, value = project(attn, hidden_states, control.stack, self.layer)
+        query, key, value = project(attn, hidden_states, control.stack, self.layer, recipe)
         query, key = normalise_rotate(attn, query, key, control.positions(), self.axes_dim, self.lean)
         if control.on_qk is not None:
             control.on_qk(self.layer, query, key)
@@ -102,8 +103,9 @@ class WanBlockForward:
         block, x = self.block, hidden_states
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = self._modulation(temb)
 
-        normed = fym_kernels.modulated_norm(x, scale, shift, eps=block.norm1.eps)
-        x = fym_kernels.gated_residual(x, block.attn1(normed, None, None, rotary_emb), gate)
+        recipe = lean.Normed(x, scale, shift, block.norm1.eps)
+        attended = block.attn1(recipe(), None, None, rotary_emb, recipe=recipe)
+        x = fym_kernels.gated_residual(x, attended, gate)
 
         normed = x
         if self.affine is not None:

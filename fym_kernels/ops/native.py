@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fym_kernels import backend as backends
 from fym_kernels import cpu, extension  # noqa: F401  (cpu registers kernels)
@@ -71,6 +72,18 @@ def attach(
             )
     run = _bind(description.run, getattr(ops, op))
     backends.register(op, backend, run, devices=devices, dtypes=dtypes)
+
+
+def operators(op: str, tensor: Tensor) -> tuple[Any, Any] | None:
+    """The torch op and its backward op that run `op` on tensors like `tensor`; None for the reference.
+
+    For autograd functions that keep less than the op's own formula.
+    """
+    backend = backends.selected(op, tensor)
+    if backend not in NAMESPACES:
+        return None
+    ops = getattr(torch.ops, NAMESPACES[backend])
+    return getattr(ops, op), getattr(ops, f"{op}_backward")
 
 
 def _implemented(name: str, key: str) -> bool:

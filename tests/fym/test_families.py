@@ -48,17 +48,20 @@ def text(tiny_family):
 
 @pytest.mark.parametrize("head_dim", [12, 128])
 @torch.no_grad()
-def test_our_attention_equals_the_stock_processor_bit_for_bit_in_fp32(tiny_wan, head_dim):
-    """Measured error 0: the same operations in the same order, also at the explicit positions 0, 1, 2, ..."""
+def test_our_blocks_equal_the_stock_ones_in_fp32(tiny_wan, head_dim):
+    """The same operations in the same order, but for norm2's affine, which rounds once in another place.
+
+    Measured 5e-7 at outputs up to 2, two float32 roundings; also at the explicit positions 0, 1, 2, ...
+    """
     family = load_family(str(tiny_wan(head_dim=head_dim)), dtype="float32", device="cpu")
     text = family.encode_prompts(["a red ball"])
     stock = family.predict(noisy(family), T, text)
     with fym_kernels.use_backend("reference"), family.attention() as control:
-        assert torch.equal(family.predict(noisy(family), T, text), stock)
+        torch.testing.assert_close(family.predict(noisy(family), T, text), stock, rtol=0, atol=2e-6)
         control.time_positions = torch.arange(3, dtype=torch.float64)
-        assert torch.equal(family.predict(noisy(family), T, text), stock)
+        torch.testing.assert_close(family.predict(noisy(family), T, text), stock, rtol=0, atol=2e-6)
         control.time_positions = 4.0 * torch.arange(3, dtype=torch.float64)
-        assert not torch.equal(family.predict(noisy(family), T, text), stock)
+        assert (family.predict(noisy(family), T, text) - stock).abs().max() > 1e-3
 
 
 @torch.no_grad()
