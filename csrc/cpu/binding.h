@@ -32,6 +32,18 @@ void with_storage_type(const char* name, const Tensor& tensor, F f) {
   }
 }
 
+// `tensor` must have the shape and the dtype of `like`.
+inline void check_like(const char* name, const Tensor& tensor, const char* like_name, const Tensor& like) {
+  bool same = tensor.dim() == like.dim() && tensor.scalar_type() == like.scalar_type();
+  for (int64_t i = 0; same && i < like.dim(); ++i) same = tensor.size(i) == like.size(i);
+  STD_TORCH_CHECK(same, name, " must have the shape and dtype of ", like_name);
+}
+
+template <class T>
+T* data_of(const Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
 // The tensor itself when its last dimension is dense, else a contiguous copy.
 inline Tensor with_dense_rows(const Tensor& tensor) {
   const int64_t last = tensor.dim() - 1;

@@ -26,15 +26,6 @@ void gated_residual_backward_row(
   }
 }
 
-template <class G>
-void sum_rows(G* out, const float* rows, int64_t count, int64_t d) {
-  for (int64_t i = 0; i < d; i += Vec::width) {
-    Vec sum{};
-    for (int64_t row = 0; row < count; ++row) sum = sum + load(rows + row * d + i, d - i);
-    store(sum, out + i, d - i);
-  }
-}
-
 }  // namespace fym::FYM_ISA
 
 #else

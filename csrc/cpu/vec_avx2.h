@@ -6,6 +6,7 @@ struct Vec {
   static constexpr int64_t width = 8;
   __m256 lanes;
 
+  static Vec all(float value) { return {_mm256_set1_ps(value)}; }
   static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
   static Vec load(const bf16* p) {
     const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -31,8 +32,45 @@ struct Vec {
   }
 };
 
+// The first and second elements of Vec::width pairs.
+struct Pairs {
+  Vec first, second;
+};
+
 inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.lanes, b.lanes)}; }
+inline Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.lanes, b.lanes)}; }
 inline Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.lanes, b.lanes)}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.lanes, b.lanes, c.lanes)}; }
+inline Vec fnma(Vec a, Vec b, Vec c) { return {_mm256_fnmadd_ps(a.lanes, b.lanes, c.lanes)}; }
+
+inline float sum(Vec a) {
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(a.lanes), _mm256_extractf128_ps(a.lanes, 1));
+  four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+
+inline Pairs load_pairs(const bf16* p) {
+  const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {
+      {_mm256_castsi256_ps(_mm256_slli_epi32(both, 16))},
+      {_mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(0xffff0000)))}};
+}
+
+template <class T>
+inline Pairs load_pairs(const T* p) {
+  const __m256 low = Vec::load(p).lanes, high = Vec::load(p + Vec::width).lanes;
+  const auto in_order = [](__m256 v) {  // shuffles stay inside each half of the register
+    return Vec{_mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(v), 0xd8))};
+  };
+  return {in_order(_mm256_shuffle_ps(low, high, 0x88)), in_order(_mm256_shuffle_ps(low, high, 0xdd))};
+}
+
+template <class T>
+inline void store_pairs(Pairs v, T* p) {
+  const __m256 low = _mm256_unpacklo_ps(v.first.lanes, v.second.lanes);
+  const __m256 high = _mm256_unpackhi_ps(v.first.lanes, v.second.lanes);
+  Vec{_mm256_permute2f128_ps(low, high, 0x20)}.store(p);
+  Vec{_mm256_permute2f128_ps(low, high, 0x31)}.store(p + Vec::width);
+}
 
 }  // namespace fym::FYM_ISA

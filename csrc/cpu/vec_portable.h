@@ -53,6 +53,11 @@ struct Vec {
   static constexpr int64_t width = 8;
   float lane[width];
 
+  static Vec all(float value) {
+    Vec v;
+    for (int64_t i = 0; i < width; ++i) v.lane[i] = value;
+    return v;
+  }
   template <class T>
   static Vec load(const T* p) {
     Vec v;
@@ -65,8 +70,18 @@ struct Vec {
   }
 };
 
+// The first and second elements of Vec::width pairs.
+struct Pairs {
+  Vec first, second;
+};
+
 inline Vec operator+(Vec a, Vec b) {
   for (int64_t i = 0; i < Vec::width; ++i) a.lane[i] += b.lane[i];
+  return a;
+}
+
+inline Vec operator-(Vec a, Vec b) {
+  for (int64_t i = 0; i < Vec::width; ++i) a.lane[i] -= b.lane[i];
   return a;
 }
 
@@ -78,6 +93,35 @@ inline Vec operator*(Vec a, Vec b) {
 inline Vec fma(Vec a, Vec b, Vec c) {
   for (int64_t i = 0; i < Vec::width; ++i) c.lane[i] += a.lane[i] * b.lane[i];
   return c;
+}
+
+inline Vec fnma(Vec a, Vec b, Vec c) {
+  for (int64_t i = 0; i < Vec::width; ++i) c.lane[i] -= a.lane[i] * b.lane[i];
+  return c;
+}
+
+inline float sum(Vec a) {
+  for (int64_t gap = Vec::width / 2; gap; gap /= 2)
+    for (int64_t i = 0; i < gap; ++i) a.lane[i] += a.lane[i + gap];
+  return a.lane[0];
+}
+
+template <class T>
+inline Pairs load_pairs(const T* p) {
+  Pairs v;
+  for (int64_t i = 0; i < Vec::width; ++i) {
+    v.first.lane[i] = to_float(p[2 * i]);
+    v.second.lane[i] = to_float(p[2 * i + 1]);
+  }
+  return v;
+}
+
+template <class T>
+inline void store_pairs(Pairs v, T* p) {
+  for (int64_t i = 0; i < Vec::width; ++i) {
+    from_float(v.first.lane[i], p + 2 * i);
+    from_float(v.second.lane[i], p + 2 * i + 1);
+  }
 }
 
 }  // namespace fym::FYM_ISA
