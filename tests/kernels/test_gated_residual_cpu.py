@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import truth
@@ -12,18 +10,6 @@ from fym_kernels import extension, gated_residual
 
 pytestmark = pytest.mark.skipif(not extension.CPU_LOADED, reason="the C++ extension is not built")
 TOKENS = 515  # more than two parts of the gate's sum, and no whole number of them
-
-
-@pytest.fixture(params=range(len(extension.CPU_ISAS)), ids=extension.CPU_ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Runs the test with the instruction set held down to each one this processor has."""
-    limit = torch.ops.fym_kernels.limit_cpu_isa
-    try:
-        if limit(request.param) < request.param:
-            pytest.skip("not on this processor")
-        yield
-    finally:
-        limit(len(extension.CPU_ISAS))
 
 
 def make(dtype, gate_dtype, per_token: bool, width: int = 37, tokens: int = TOKENS):
@@ -116,17 +102,12 @@ def test_infinities_and_nans_pass_through() -> None:
 def test_the_result_does_not_depend_on_the_number_of_threads() -> None:
     tensors = make(torch.float32, torch.float32, False, 200)
     grad = torch.randn(2, TOKENS, 200)
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            out = gated_residual(*tensors, backend="cpu")
-            results.append((out.detach(), *torch.autograd.grad(out, tensors, grad)))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+    def run():
+        out = gated_residual(*tensors, backend="cpu")
+        return out.detach(), *torch.autograd.grad(out, tensors, grad)
+
+    truth.assert_same_bits_for_any_threads(run)
 
 
 @pytest.mark.parametrize(

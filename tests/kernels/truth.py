@@ -24,10 +24,28 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
     return tuple(cast(v, dtype) for v in value) if isinstance(value, tuple) else value
 
 
+def assert_same_bits_for_any_threads(run: Callable[[], Sequence[Tensor]]) -> None:
+    """Tensors of run() do not change with the number of threads, nor from call to call."""
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3, 3):
+            torch.set_num_threads(count)
+            results.append(run())
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
 def assert_as_good_as_naive(
-    results: Tensor | Sequence[Tensor], naive: Callable[..., Any], inputs: tuple[Any, ...], dtype: torch.dtype
+    results: Tensor | Sequence[Tensor],
+    naive: Callable[..., Any],
+    inputs: tuple[Any, ...],
+    dtype: torch.dtype,
+    factor: float = FACTOR,
 ) -> None:
-    """The error against float64 is at most FACTOR times the naive path's in `dtype`, plus one rounding.
+    """The error against float64 is at most `factor` times the naive path's in `dtype`, plus one rounding.
 
     Both see the same inputs, already rounded to `dtype`.
     """
@@ -41,7 +59,7 @@ def assert_as_good_as_naive(
         if truth.numel() == 0:
             continue
         error = (result.double() - truth).abs().max()
-        allowed = FACTOR * (rough.double() - truth).abs().max() + torch.finfo(dtype).eps * truth.abs().max()
+        allowed = factor * (rough.double() - truth).abs().max() + torch.finfo(dtype).eps * truth.abs().max()
         assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}"
 
 
