@@ -2,8 +2,9 @@
 
 FYM_BUILD=none  pure Python: the reference kernels.
 FYM_BUILD=cpu   the CPU extension; a failure to build it is an error.
-FYM_BUILD=cuda  the CPU and the CUDA extension.
-unset           the CPU extension if torch and a compiler are there; else pure Python, and one line says so.
+FYM_BUILD=cuda  the CPU and the CUDA extension, with any torch: it loads only into one that has CUDA.
+unset           the CPU extension if torch and a compiler are there, and the CUDA one if nvcc and a CUDA
+                torch are too; else pure Python, and one line says so. No GPU is needed to build.
 """
 
 import os
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import setuptools
@@ -20,6 +22,9 @@ from setuptools.errors import CompileError
 TORCH_TARGET = "0x020a000000000000"  # the stable ABI of torch 2.10: one build serves every later release
 ROOT = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
+MACROS = [("TORCH_TARGET_VERSION", TORCH_TARGET), ("TORCH_STABLE_ONLY", None)]
+# binaries for the GPUs the kernels were looked at for, and code that the driver compiles for later ones
+CUDA_ARCHITECTURES = (80, 90, 100)
 BUILDS = {"build", "build_ext", "bdist_wheel", "editable_wheel", "develop", "install"}
 
 # without build isolation pip does not look at the version pyproject.toml asks for
@@ -87,16 +92,68 @@ def cpu_extension(helper, required: bool) -> Extension:
         "fym_kernels._C",
         [str(path.relative_to(ROOT)) for path in sources],
         depends=[str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").rglob("*.h"))],
-        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET), ("TORCH_STABLE_ONLY", None)],
+        define_macros=MACROS,
         extra_compile_args={"cxx": flags},
         py_limited_api=True,
         optional=not required,
     )
 
 
+def find_nvcc() -> str | None:
+    """nvcc of $CUDA_HOME, of the PATH, or where CUDA is usually installed.
+
+    torch's own search finds nothing when torch is a CPU build.
+    """
+    for folder in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")):
+        path = folder and shutil.which(os.path.join(folder, "bin", "nvcc"))
+        if path:
+            return path
+    return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+
+
+def cuda_extension(required: bool) -> Extension:
+    """fym_kernels/_C_cuda: apart from _C, since it does not load into a torch without CUDA."""
+    return Extension(
+        "fym_kernels._C_cuda",
+        [],  # torch's helper refuses .cu files when torch is a CPU build
+        depends=[str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc/cuda").iterdir())],
+        define_macros=[*MACROS, ("USE_CUDA", None)],
+        py_limited_api=True,
+        optional=not required,
+    )
+
+
+def compile_cuda(helper, nvcc: str, ext: Extension, output: Path, objects: Path) -> None:
+    """nvcc by hand: torch's build helper has no nvcc when torch is a CPU build."""
+    known = subprocess.run(
+        [nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    numbers = [n for n in CUDA_ARCHITECTURES if f"compute_{n}" in known]
+    targets = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in numbers]
+    targets.append(f"-gencode=arch=compute_{numbers[-1]},code=compute_{numbers[-1]}")
+    macros = [f"-D{name}" if value is None else f"-D{name}={value}" for name, value in ext.define_macros]
+    folders = [f"-I{folder}" for folder in helper.include_paths()]
+    flags = ["-std=c++17", "-O3", "-Icsrc/cuda", *folders, *macros, "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+    objects.mkdir(parents=True, exist_ok=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+
+    def compile_one(source: str) -> str:
+        made = str(objects / f"{Path(source).stem}.o")
+        subprocess.run([nvcc, *flags, *targets, "-c", source, "-o", made], check=True)
+        return made
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        made = list(pool.map(compile_one, (path for path in ext.depends if path.endswith(".cu"))))
+    libraries = [f"-L{folder}" for folder in helper.library_paths()]
+    libraries += ["-ltorch", "-ltorch_cpu", "-lc10"]
+    subprocess.run([nvcc, "-shared", *made, *libraries, "-o", str(output)], check=True)
+
+
 def build_command(helper):
     class Build(helper.BuildExtension):
         def build_extension(self, ext):
+            if ext.name.endswith("_C_cuda"):
+                return self.build_cuda(ext)
             try:
                 super().build_extension(ext)
             except (RuntimeError, OSError) as error:  # what torch's ninja build raises
@@ -104,8 +161,38 @@ def build_command(helper):
                     say(f"{ext.name} did not compile: pure Python with the reference kernels")
                 raise CompileError(str(error)) from error
             say(f"built {ext.name} with {os.environ['CXX']}")
+            return None
+
+        def build_cuda(self, ext):
+            nvcc = find_nvcc()
+            try:
+                output = Path(self.get_ext_fullpath(ext.name))
+                compile_cuda(helper, nvcc, ext, output, Path(self.build_temp) / "cuda")
+            except (subprocess.CalledProcessError, OSError) as error:
+                if ext.optional:
+                    say(f"{ext.name} did not compile: no CUDA C++ kernels")
+                raise CompileError(str(error)) from error
+            say(f"built {ext.name} with {nvcc}")
 
     return Build
+
+
+def wants_cuda(wish: str) -> bool:
+    """Whether to build the CUDA extension; ends the build when it was asked for and cannot be."""
+    if wish == "cuda":
+        if find_nvcc() is None:
+            sys.exit("fym: FYM_BUILD=cuda, but there is no nvcc ($CUDA_HOME/bin, PATH, /usr/local/cuda/bin)")
+        return True
+    if wish:
+        return False
+    import torch
+
+    if torch.version.cuda is None:
+        return False
+    if find_nvcc() is None:
+        say("no nvcc: no CUDA C++ kernels, the Triton ones run on the GPU")
+        return False
+    return True
 
 
 def extensions() -> dict:
@@ -115,8 +202,6 @@ def extensions() -> dict:
     if wish == "none":
         say("FYM_BUILD=none: pure Python with the reference kernels")
         return {}
-    if wish == "cuda" and not any((ROOT / "csrc/cuda").glob("*.cu")):
-        sys.exit("fym: FYM_BUILD=cuda, but this version has no CUDA kernels: use FYM_BUILD=cpu")
     missing = ""
     if find_compiler() is None:
         missing = f"no working C++ compiler ($CXX, {', '.join(COMPILERS)})"
@@ -129,9 +214,12 @@ def extensions() -> dict:
         return {}
     find_ninja()
     os.chdir(ROOT)
+    modules = [cpu_extension(helper, required=bool(wish))]
+    if wants_cuda(wish):
+        modules.append(cuda_extension(required=bool(wish)))
     abi3 = not sysconfig.get_config_var("Py_GIL_DISABLED")
     return {
-        "ext_modules": [cpu_extension(helper, required=bool(wish))],
+        "ext_modules": modules,
         "cmdclass": {"build_ext": build_command(helper)},
         "options": {"bdist_wheel": {"py_limited_api": "cp310"}} if abi3 else {},
     }

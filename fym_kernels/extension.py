@@ -1,4 +1,4 @@
-"""Loads the compiled extension, if this install has one. It never raises: without it the references run."""
+"""Loads the compiled extensions this install has. It never raises: without them the references run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from fym_kernels import backend
 CPU_ISAS = ("plain C++", "AVX2", "AVX-512", "AVX-512 with bf16")
 
 
-def _load(stem: str, what: str) -> str:
+def _load(stem: str, what: str, needs: str) -> str:
     """Load `stem`*.so from this folder; empty on success, else why not."""
     folder = Path(__file__).parent
     found = sorted(itertools.chain(folder.glob(f"{stem}.*so"), folder.glob(f"{stem}.*pyd")))
     if not found:
-        return f"{what} is not in this install (pip install . with a C++ compiler builds it)"
+        return f"{what} is not in this install (pip install . with {needs} builds it)"
     try:
         torch.ops.load_library(str(found[0]))
     except OSError as error:
@@ -26,10 +26,17 @@ def _load(stem: str, what: str) -> str:
     return ""
 
 
-_problem = _load("_C", "the C++ extension")
+_problem = _load("_C", "the C++ extension", "a C++ compiler")
 CPU_LOADED = not _problem
 if _problem:
     backend.mark_absent("cpu", _problem)
+elif torch.version.cuda is None:
+    _problem = f"torch {torch.__version__} is built without CUDA"
+else:
+    _problem = _load("_C_cuda", "the CUDA extension", "nvcc and a CUDA build of torch")
+CUDA_LOADED = not _problem  # never without _C, which has the schemas
+if _problem:
+    backend.mark_absent("cuda", _problem)
 
 
 def cpu_isa() -> str:

@@ -47,11 +47,12 @@ def describe(
     save: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
 ) -> None:
-    """Note how `op` runs, traces and differentiates, and attach the C++ CPU kernels if they are there."""
+    """Note how `op` runs, traces and differentiates, and attach the C++ and CUDA kernels that are there."""
     _descriptions[op] = Description(run, fakes, save, backward)
     # an extension built before the op existed lacks it, and is no reason to fail the import
-    if extension.CPU_LOADED and all(_implemented(f"fym_kernels::{name}", "CPU") for name in fakes):
-        attach(op, "cpu", devices=("cpu",))
+    for backend, loaded in (("cpu", extension.CPU_LOADED), ("cuda", extension.CUDA_LOADED)):
+        if loaded and all(_implemented(f"fym_kernels::{name}", backend.upper()) for name in fakes):
+            attach(op, backend, devices=(backend,))
 
 
 def attach(

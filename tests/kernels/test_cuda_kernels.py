@@ -1,0 +1,169 @@
+"""Every CUDA kernel and binding runs, on the emulator: values and gradients as good as the naive path's."""
+
+from __future__ import annotations
+
+import emulated
+import pytest
+import torch
+from against_reference import PUBLIC_DEFAULTS, check
+from cases import CASES, Case
+from triton_parity import poisoned_memory  # noqa: F401
+
+from fym_kernels import reference
+from fym_kernels.ops import native
+
+pytestmark = pytest.mark.skipif(
+    emulated.COMPILER is None, reason="no C++ compiler to build the emulator with"
+)
+
+WAN, HUNYUAN = (44, 42, 42), (16, 56, 56)
+# what the shared list leaves out: several vectors a thread, parts of a sum, and heads of every divisibility
+MORE = [
+    Case("gated_residual", "several parts", {"shape": (2, 150, 24)}),
+    Case("gated_residual", "several tiles", {"shape": (1, 3, 640)}),
+    Case("gated_residual", "tail of a tile", {"shape": (1, 18, 541), "per_token": True}),
+    Case("modulated_norm", "two vectors", {"shape": (1, 9, 2048)}),
+    Case("modulated_norm", "widest", {"shape": (1, 2, 8192), "scale_per_token": True}),
+    Case("modulated_norm", "widest odd", {"shape": (1, 2, 8191), "shift_per_token": True}),
+    Case("modulated_norm", "one", {"shape": (1, 1, 1)}),
+    Case(
+        "qk_norm_rope",
+        "wan per head",
+        {"grid": (1, 2, 2), "heads": 24, "axes_dim": HUNYUAN, "norm": "per_head"},
+    ),
+    Case(
+        "qk_norm_rope",
+        "64 halves",
+        {"grid": (3, 2, 3), "heads": 5, "axes_dim": (16, 24, 24), "interleaved": False},
+    ),
+    Case(
+        "qk_norm_rope", "40 halves", {"grid": (2, 1, 1), "heads": 40, "axes_dim": WAN, "interleaved": False}
+    ),
+    Case(
+        "qk_norm_rope",
+        "three units",
+        {"grid": (1, 3, 1), "heads": 3, "axes_dim": (16, 16, 16), "norm": "per_head"},
+    ),
+    Case(
+        "qk_norm_rope",
+        "odd units",
+        {"grid": (1, 3, 1), "heads": 9, "axes_dim": (8, 4, 2), "norm": "per_head"},
+    ),
+    Case(
+        "qk_norm_rope",
+        "odd halves",
+        {"grid": (5, 2, 2), "heads": 7, "axes_dim": (6, 2, 2), "interleaved": False},
+    ),
+    Case("qk_norm_rope", "one", {"grid": (1, 1, 1), "heads": 1, "axes_dim": (2, 0, 0)}),
+    Case("motion_loss", "wide", {"shape": (2, 3, 9, 8, 20), "weighted": True}),
+    Case("motion_loss", "several tiles", {"shape": (1, 1, 5, 33, 40)}),
+    Case("motion_loss", "odd", {"shape": (1, 2, 4, 29, 37)}),
+]
+ALL = [case for case in (*CASES, *MORE) if case.op in emulated.OPS]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("case", ALL, ids=lambda case: f"{case.op}-{case}")
+def test_values_and_gradients(case: Case, dtype: torch.dtype) -> None:
+    """Dense tensors, then views with nan in the gaps; another order of threads and blocks, the same bits."""
+    inputs = case.inputs(dtype)
+    dense = check(case.op, emulated.function(case.op), inputs)
+    again = check(case.op, emulated.function(case.op), inputs)
+    assert all(torch.equal(a, b) for a, b in zip(dense, again, strict=True))
+    check(case.op, emulated.function(case.op), inputs, view="gaps")
+    check(case.op, emulated.function(case.op), inputs, view="fused")
+
+
+def arguments_of_op(op: str, dtype: torch.dtype = torch.float32) -> tuple:
+    """What the op itself is called with for its first case."""
+    case = next(case for case in ALL if case.op == op)
+    inputs, seen = case.inputs(dtype), []
+    emulated.function(op)
+
+    def note(*arguments):
+        seen.append(arguments)
+        return getattr(torch.ops.fym_emulated, op)(*arguments)
+
+    native._descriptions[op].run(note, *inputs.arguments, **PUBLIC_DEFAULTS.get(op, {}), **inputs.options)
+    return seen[0]
+
+
+@pytest.mark.parametrize("op", emulated.OPS)
+def test_opcheck(op: str) -> None:
+    """Schema, fake kernels, autograd registration and tracing agree with the bindings."""
+    torch.library.opcheck(getattr(torch.ops.fym_emulated, op).default, arguments_of_op(op))
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 8), (2, 0, 8), (2, 3, 0)], ids=str)
+def test_empty(shape: tuple[int, int, int]) -> None:
+    x = torch.ones(shape, requires_grad=True)
+    modulation = torch.ones(shape[0], shape[2], requires_grad=True)
+    for op, arguments in (
+        ("gated_residual", (x, x, modulation)),
+        ("modulated_norm", (x, modulation, modulation)),
+    ):
+        out = emulated.function(op)(*arguments)
+        grad_x, grad_modulation = torch.autograd.grad(out.sum(), (x, modulation))
+        assert out.shape == grad_x.shape == shape
+        assert torch.equal(grad_modulation, torch.zeros_like(modulation))
+    for empty in ((0, 4, 2, 8), (2, 0, 2, 8), (2, 4, 0, 8)):
+        query, weight = torch.ones(empty, requires_grad=True), torch.ones(empty[2] * 8, requires_grad=True)
+        positions = tuple(torch.ones(min(1, empty[1])) for _ in range(3))
+        options = {"axes_dim": (4, 2, 2), "norm": "across_heads", "rotate_from": 0, "interleaved": True}
+        run = emulated.function("qk_norm_rope")
+        outs = run(query, query, weight, None, positions, theta=1e4, eps=0.0, **options)
+        grads = torch.autograd.grad(sum(out.sum() for out in outs), (query, weight))
+        assert outs[0].shape == outs[1].shape == grads[0].shape == empty
+        assert torch.equal(grads[1], torch.zeros_like(weight))
+
+
+@pytest.mark.parametrize("gate_dtype", [torch.float16, torch.bfloat16])
+def test_modulations_of_another_dtype_are_converted(gate_dtype: torch.dtype) -> None:
+    x, gate = torch.randn(2, 5, 8, requires_grad=True), torch.randn(2, 8).to(gate_dtype).requires_grad_()
+    shift = torch.randn(2, 8, requires_grad=True)
+    for op, arguments in (("gated_residual", (x, x, gate)), ("modulated_norm", (x, gate, shift))):
+        out = emulated.function(op)(*arguments)
+        wide = tuple(a.detach().float().requires_grad_() for a in arguments)
+        exact = getattr(reference, op)(*wide)
+        torch.testing.assert_close(out, exact)
+        grads = torch.autograd.grad(out.sum(), arguments[1:])
+        for grad, wanted, given in zip(
+            grads, torch.autograd.grad(exact.sum(), wide[1:]), arguments[1:], strict=True
+        ):
+            assert grad.dtype == given.dtype
+            torch.testing.assert_close(grad.float(), wanted, rtol=1e-2, atol=1e-2)
+
+
+def test_clips_of_two_dtypes_and_views_of_clips() -> None:
+    run = emulated.function("motion_loss")
+    buffer = torch.randn(2, 4, 9, 3, 8)
+    pred, target = (
+        buffer[:, ::2, 1:8:2].requires_grad_(),
+        torch.randn(2, 2, 4, 3, 8).bfloat16().requires_grad_(),
+    )
+    grads = torch.autograd.grad(run(pred, target, motion_weight=2.0), (pred, target))
+    exact = reference.motion_loss(pred.double(), target.double(), motion_weight=2.0)
+    wanted = torch.autograd.grad(exact, (pred, target))
+    torch.testing.assert_close(run(pred, target, motion_weight=2.0).double(), exact, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grads, wanted, rtol=1e-2, atol=1e-6)
+
+
+def test_still_clips_have_no_direction() -> None:
+    """A zero difference must not divide by zero, forward or backward."""
+    pred, target = torch.ones(1, 2, 3, 2, 4, requires_grad=True), torch.randn(1, 2, 3, 2, 4)
+    loss = emulated.function("motion_loss")(pred, target)
+    torch.testing.assert_close(loss, reference.motion_loss(pred, target))
+    grads = (torch.autograd.grad(value, pred)[0] for value in (loss, reference.motion_loss(pred, target)))
+    torch.testing.assert_close(*grads)
+
+
+def test_what_a_block_cannot_hold_is_refused() -> None:
+    """Rather than computed wrongly."""
+    wide = torch.zeros(1, 1, 8193)
+    with pytest.raises(RuntimeError, match="at most 8192"):
+        emulated.function("modulated_norm")(wide, wide[0], wide[0])
+    arguments = list(arguments_of_op("qk_norm_rope"))
+    arguments[0] = arguments[1] = torch.zeros(1, 2, 70, 128)
+    with pytest.raises(RuntimeError, match="8192"):
+        torch.ops.fym_emulated.qk_norm_rope(*arguments)
