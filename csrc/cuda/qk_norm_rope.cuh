@@ -96,8 +96,8 @@ struct Unit {
 
 template <bool Interleaved, bool Wide, class T, int N>
 __device__ void store_unit(T* to, const float (&a)[N], const float (&b)[N], int unit, int64_t dim) {
-  using U = Unit<T, Interleaved, Wide>;
-  const int64_t left = (Interleaved ? dim : dim / 2) - U::offset(unit);
+  // by N, not by the vectors of T: sums for 16-bit units are stored as float32
+  const int64_t left = (Interleaved ? dim : dim / 2) - static_cast<int64_t>(unit) * (Interleaved ? 2 * N : N);
   float one[N], two[N];
 #pragma unroll
   for (int i = 0; i < N; ++i) {
@@ -105,7 +105,7 @@ __device__ void store_unit(T* to, const float (&a)[N], const float (&b)[N], int 
     two[i] = Interleaved ? (i % 2 ? b[N / 2 + i / 2] : a[N / 2 + i / 2]) : b[i];
   }
   store<Wide>(to, one, left);
-  store<Wide>(to + U::second_offset(dim), two, Interleaved ? left - N : left);
+  store<Wide>(to + (Interleaved ? N : dim / 2), two, Interleaved ? left - N : left);
 }
 
 // The weights of a unit's pairs; float32 whatever T is, and read from the cache.

@@ -21,7 +21,7 @@ def check(
     """Values and every gradient of `run` on `device`, which are returned.
 
     view: "gaps" or "fused": the tensors and the incoming gradients are views, with nan around them, whose
-    last dimension is dense; with gaps of odd sizes, or the middle third of a buffer, where vectors stay aligned.
+    last dimension is dense; with odd gaps, or the middle third of a buffer, where vectors stay aligned.
     """
     options = {**PUBLIC_DEFAULTS.get(op, {}), **inputs.options}
     first = inputs.arguments[0]

@@ -40,7 +40,9 @@ FLAGS = (
 def compile_shared(source: Path, *, with_torch: bool = True) -> Path:
     """A shared library of `source` and the emulator, compiled once for each state of its files."""
     files = [*EMULATOR.rglob("*.*"), *(ROOT / "csrc/cuda").iterdir()]
-    others = [file for file in files if file.suffix not in (".cu", ".cpp") and file.is_file()]
+    others = [file for file in files if file.suffix not in (".cu", ".cpp") and file.stem not in OPS]
+    others.append(source.with_suffix(".cuh"))
+    others = [file for file in others if file.is_file()]
     content = b"".join(file.read_bytes() for file in sorted(others))
     content += source.read_bytes() + (EMULATOR / "cuda_emulator.cpp").read_bytes()
     content += f"{FLAGS} {COMPILER} {torch.__version__}".encode()

@@ -41,7 +41,7 @@ def compiled(op: str) -> tuple[Path, str]:
         "-DTORCH_TARGET_VERSION=0x020a000000000000",
         *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES),
     ]  # fmt: skip
-    files = sorted(path for path in SOURCES.iterdir() if path.suffix != ".cu" or path.stem == op)
+    files = sorted(path for path in SOURCES.iterdir() if path.stem == op or path.stem not in OPS)
     content = b"".join(path.read_bytes() for path in files)
     content += f"{flags} {torch.__version__} {run(NVCC, '--version')}".encode()
     made = ROOT / "build/nvcc" / f"{op}-{hashlib.sha256(content).hexdigest()[:16]}.o"
@@ -104,7 +104,7 @@ def test_aligned_kernels_load_and_store_16_bytes(op: str, architecture: str) -> 
         if any(small in name for small in SMALL) or not wide(name):
             continue
         checked += 1
-        for access in ("LDG", "STG"):
+        for access in ("LDG",) if "motion_statistics" in name else ("LDG", "STG"):  # which writes a few sums
             widths = {code: n for code, n in opcodes.items() if code.startswith(f"{access}.E")}
             assert any(code.endswith(".128") or ".128." in code for code in widths), f"{name}: {widths}"
             assert not any(".U16" in code or ".S16" in code or code.endswith(".U8") for code in widths), (

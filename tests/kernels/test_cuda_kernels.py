@@ -120,9 +120,10 @@ def test_empty(shape: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("gate_dtype", [torch.float16, torch.bfloat16])
 def test_modulations_of_another_dtype_are_converted(gate_dtype: torch.dtype) -> None:
-    x, gate = torch.randn(2, 5, 8, requires_grad=True), torch.randn(2, 8).to(gate_dtype).requires_grad_()
+    x, y = (torch.randn(2, 5, 8, requires_grad=True) for _ in range(2))
+    gate = torch.randn(2, 8).to(gate_dtype).requires_grad_()
     shift = torch.randn(2, 8, requires_grad=True)
-    for op, arguments in (("gated_residual", (x, x, gate)), ("modulated_norm", (x, gate, shift))):
+    for op, arguments in (("gated_residual", (x, y, gate)), ("modulated_norm", (x, gate, shift))):
         out = emulated.function(op)(*arguments)
         wide = tuple(a.detach().float().requires_grad_() for a in arguments)
         exact = getattr(reference, op)(*wide)
