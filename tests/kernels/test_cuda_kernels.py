@@ -156,7 +156,7 @@ def test_still_clips_have_no_direction() -> None:
     loss = emulated.function("motion_loss")(pred, target)
     torch.testing.assert_close(loss, reference.motion_loss(pred, target))
     grads = (torch.autograd.grad(value, pred)[0] for value in (loss, reference.motion_loss(pred, target)))
-    torch.testing.assert_close(*grads)
+    torch.testing.assert_close(*grads, rtol=1e-5, atol=0)  # numbers around 1e5: a clamped norm is 1e-8
 
 
 def test_what_a_block_cannot_hold_is_refused() -> None:
