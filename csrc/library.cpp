@@ -68,6 +68,13 @@ STABLE_TORCH_LIBRARY(fym_kernels, library) {
       " Tensor logsumexp, Tensor head_kind, int[] grid, int frame_window, int location_window,"
       " bool first_frame_sink, float scale) -> (Tensor, Tensor, Tensor)");
   library.def(
+      "temporal_attention_(Tensor(a!) out, Tensor(b!) logsumexp, Tensor query, Tensor key, Tensor value,"
+      " int[] heads, int[] grid, int window, bool sink, float scale) -> ()");
+  library.def(
+      "temporal_attention_backward_(Tensor(a!) grad_query, Tensor(b!) grad_key, Tensor(c!) grad_value,"
+      " Tensor grad, Tensor query, Tensor key, Tensor value, Tensor out, Tensor logsumexp, int[] heads,"
+      " int[] grid, int window, bool sink, float scale) -> ()");
+  library.def(
       "head_scores(Tensor query, Tensor key, int[] grid, float band, Tensor? rows)"
       " -> (Tensor, Tensor, Tensor)");
 }

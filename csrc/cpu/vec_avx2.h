@@ -73,4 +73,23 @@ inline void store_pairs(Pairs v, T* p) {
   Vec{_mm256_permute2f128_ps(low, high, 0x31)}.store(p + Vec::width);
 }
 
+// NaN if b is.
+inline Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.lanes, b.lanes)}; }
+
+inline float largest(Vec a) {
+  __m128 four = _mm_max_ps(_mm256_castps256_ps128(a.lanes), _mm256_extractf128_ps(a.lanes, 1));
+  four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+}
+
+inline Vec nearest_whole(Vec a) {
+  return {_mm256_round_ps(a.lanes, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+
+// a 2^whole, for whole numbers in [-126, 127].
+inline Vec times_power_of_two(Vec a, Vec whole) {
+  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(whole.lanes), _mm256_set1_epi32(127));
+  return a * Vec{_mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23))};
+}
+
 }  // namespace fym::FYM_ISA

@@ -94,4 +94,21 @@ inline void store_pairs(Pairs v, bf16* p) {
 }
 #endif
 
+// NaN if b is.
+inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.lanes, b.lanes)}; }
+
+inline float largest(Vec a) {
+  __m256 halves[2];
+  std::memcpy(halves, &a.lanes, sizeof halves);
+  const __m256 eight = _mm256_max_ps(halves[0], halves[1]);
+  __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+}
+
+inline Vec nearest_whole(Vec a) { return {_mm512_roundscale_ps(a.lanes, _MM_FROUND_TO_NEAREST_INT)}; }
+
+// a 2^whole, for whole numbers in [-126, 127].
+inline Vec times_power_of_two(Vec a, Vec whole) { return {_mm512_scalef_ps(a.lanes, whole.lanes)}; }
+
 }  // namespace fym::FYM_ISA

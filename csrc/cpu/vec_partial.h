@@ -45,4 +45,16 @@ void sum_rows(T* out, const float* rows, int64_t count, int64_t d) {
   }
 }
 
+// 2^a to 1.2 units in the last place, at least 2^-126 (so that it never underflows); NaN for NaN. a <= 127.
+inline Vec exp2(Vec a) {
+  const Vec held = max(Vec::all(-126.0f), a), whole = nearest_whole(held), rest = held - whole;
+  Vec p = Vec::all(1.535336171e-04f);  // least relative error on [-1/2, 1/2]: 2e-9
+  p = fma(p, rest, Vec::all(1.339887448e-03f));
+  p = fma(p, rest, Vec::all(9.618437359e-03f));
+  p = fma(p, rest, Vec::all(5.550332471e-02f));
+  p = fma(p, rest, Vec::all(2.402264791e-01f));
+  p = fma(p, rest, Vec::all(6.931472029e-01f));
+  return times_power_of_two(fma(p, rest, Vec::all(1.0f)), whole);
+}
+
 }  // namespace fym::FYM_ISA

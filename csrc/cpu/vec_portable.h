@@ -124,4 +124,26 @@ inline void store_pairs(Pairs v, T* p) {
   }
 }
 
+// NaN if b is.
+inline Vec max(Vec a, Vec b) {
+  for (int64_t i = 0; i < Vec::width; ++i) a.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
+  return a;
+}
+
+inline float largest(Vec a) {
+  for (int64_t i = 1; i < Vec::width; ++i) a.lane[0] = std::max(a.lane[0], a.lane[i]);
+  return a.lane[0];
+}
+
+inline Vec nearest_whole(Vec a) {
+  for (int64_t i = 0; i < Vec::width; ++i) a.lane[i] = std::nearbyint(a.lane[i]);
+  return a;
+}
+
+// a 2^whole, for whole numbers in [-126, 127].
+inline Vec times_power_of_two(Vec a, Vec whole) {
+  for (int64_t i = 0; i < Vec::width; ++i) a.lane[i] = std::ldexp(a.lane[i], static_cast<int>(whole.lane[i]));
+  return a;
+}
+
 }  // namespace fym::FYM_ISA

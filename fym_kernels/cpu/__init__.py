@@ -8,4 +8,4 @@ from __future__ import annotations
 from fym_kernels import extension
 
 if extension.CPU_LOADED:
-    from fym_kernels.cpu import low_rank  # noqa: F401
+    from fym_kernels.cpu import head_attention, low_rank  # noqa: F401
