@@ -1,0 +1,220 @@
+"""Memory and FLOPs of true sizes from shapes alone: fake tensors run the very code, and no memory is taken.
+
+Computed, never measured. The bytes are those of live tensors: what an allocator adds by splitting, and what a
+library takes for itself, is not in them. The sizes are those of the CPU's kernels; attention saves the same on
+a GPU with flash attention.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+import fym_kernels
+from fym.adapters import AdapterStack
+from fym.bench import naive, ours
+from fym.bench.measure import saved_bytes
+from fym.bench.shapes import LATENT_CHANNELS, TEXT_TOKENS, WAN_1_3B, WAN_14B, Grid, Width, grid_of, tokens
+from fym.losses import tuning_loss
+
+RANK = 16
+TEXT_WIDTH = 4096
+CLIPS = (
+    ("Wan 2.1 1.3B", WAN_1_3B, 17, 480, 832),
+    ("Wan 2.1 1.3B", WAN_1_3B, 81, 480, 832),
+    ("Wan 2.1 14B", WAN_14B, 17, 480, 832),
+    ("Wan 2.1 14B", WAN_14B, 81, 480, 832),
+    ("Wan 2.1 14B", WAN_14B, 17, 720, 1280),
+    ("Wan 2.1 14B", WAN_14B, 81, 720, 1280),
+)
+
+
+def block_bytes(
+    width: Width, grid: Grid, rank: int, dtype: torch.dtype, *, ours_options: dict[str, Any] | None = None
+) -> int:
+    """Bytes kept for backward by one block; of the naive one, or of ours with these options."""
+    module, forward = _block(width, grid, rank, dtype, ours_options)
+    with shapes_only(module):
+        run, known = forward()
+        return saved_bytes(run, known)
+
+
+def step_flops(width: Width, grid: Grid, rank: int, dtype: torch.dtype) -> int:
+    """FLOPs of forward and backward of one of our blocks, by the reference ops, which FLOPs can be read off."""
+    module, forward = _block(width, grid, rank, dtype, {})
+    with shapes_only(module), fym_kernels.use_backend("reference"):
+        run, _ = forward()
+        with flop_counter() as counter:
+            run().sum().backward()
+    return counter.get_total_flops()
+
+
+def _block(
+    width: Width, grid: Grid, rank: int, dtype: torch.dtype, ours_options: dict[str, Any] | None
+) -> tuple[nn.Module, Callable[[], tuple[Callable[[], Tensor], list[Tensor]]]]:
+    """A block without memory, and what gives its forward and the tensors that exist anyhow."""
+    with torch.device("meta"):
+        stock = naive.Block(width, rank, dtype) if ours_options is None else None
+        module = stock or ours.Block(width, rank, dtype, grid, **(ours_options or {}))
+    if isinstance(module, ours.Block):
+        lay_out(module.control.stack, 1)
+
+    def forward() -> tuple[Callable[[], Tensor], list[Tensor]]:
+        hidden = torch.empty(1, tokens(grid), width.d, dtype=dtype, requires_grad=True)
+        text, temb = torch.empty(1, TEXT_TOKENS, width.d, dtype=dtype), torch.empty(1, 6, width.d)
+        tables = tuple(torch.empty(1, tokens(grid), 1, width.head_dim) for _ in range(2))
+        known = [*module.parameters(), *module.buffers(), *tables]
+        return lambda: module(hidden, text, temb, tables), known
+
+    return module, forward
+
+
+def lay_out(stack: AdapterStack, layers: int) -> None:
+    """Lets the stack look at the numbers of its heads while there are any."""
+    for layer in range(layers):
+        stack.qkv(layer)
+        stack.out(layer)
+
+
+@contextmanager
+def shapes_only(module: nn.Module) -> Iterator[None]:
+    """Inside, tensors have shapes and no memory, those of `module` (made on the meta device) too."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for part in module.modules():
+            for name, parameter in part._parameters.items():
+                if parameter is not None:
+                    empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+                    part._parameters[name] = nn.Parameter(empty, parameter.requires_grad)
+            for name, buffer in part._buffers.items():
+                if buffer is not None:
+                    part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+        yield
+
+
+def flop_counter() -> FlopCounterMode:
+    """PyTorch's counter, which does not know the CPU's attention."""
+    aten = torch.ops.aten
+
+    def attention(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **named: Any) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    def backward(grad: Any, query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **named: Any) -> int:
+        return sdpa_backward_flop_count(grad, query, key, value)
+
+    known = {
+        aten._scaled_dot_product_flash_attention_for_cpu: attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+    return FlopCounterMode(display=False, custom_mapping=known)
+
+
+class LiveBytes(TorchDispatchMode):
+    """The bytes of all storages alive, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen: dict[int, Any] = {}
+
+    def track(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._seen:
+            return
+        size = storage.nbytes()
+        self._seen[key] = weakref.finalize(storage, self._gone, key, size)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def _gone(self, key: int, size: int) -> None:
+        del self._seen[key]
+        self.now -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_iter(out):
+            if isinstance(leaf, Tensor):
+                self.track(leaf)
+        return out
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of stage 3 of a whole model: live bytes at most, those of the weights, and FLOPs."""
+
+    model: str
+    frames: int
+    height: int
+    width: int
+    tokens: int
+    side: str
+    checkpointing: bool
+    weights: int
+    peak: int
+    flops: int
+
+
+def training_steps(dtype: torch.dtype = torch.bfloat16) -> Iterator[Step]:
+    """A step of stage 3 with both adapters, r 16, for every model and clip; naive and ours."""
+    for name, width, frames, height, pixels in CLIPS:
+        for side in ("naive", "ours"):
+            for checkpointing in (False, True):
+                grid = grid_of(frames, height, pixels)
+                figures = training_step(width, grid, dtype, side, checkpointing)
+                yield Step(name, frames, height, pixels, tokens(grid), side, checkpointing, *figures)
+
+
+def training_step(
+    width: Width, grid: Grid, dtype: torch.dtype, side: str, checkpointing: bool
+) -> tuple[int, int, int]:
+    """(bytes of weights and optimiser, peak of live bytes, FLOPs) of forward and backward of a whole model."""
+    weights, peak, flops = _run_step(width, grid, dtype, side, checkpointing)
+    if side == "ours":  # our native ops hide their products from the counter
+        with fym_kernels.use_backend("reference"):
+            flops = _run_step(width, grid, dtype, side, checkpointing)[2]
+    return weights, peak, flops
+
+
+def _run_step(
+    width: Width, grid: Grid, dtype: torch.dtype, side: str, checkpointing: bool
+) -> tuple[int, int, int]:
+    with torch.device("meta"):
+        model = naive.stock_transformer(width, dtype)
+        if side == "naive":
+            trained = naive.add_adapters(model, RANK)
+    extra: list[Tensor] = []
+    if side == "ours":
+        control, trained = ours.install(model, width, RANK, grid)
+        lay_out(control.stack, width.layers)
+        extra = trained
+    if checkpointing:
+        model.enable_gradient_checkpointing()
+    counter, live = flop_counter(), LiveBytes()
+    with shapes_only(model):
+        trained = [p for p in model.parameters() if p.requires_grad] + extra
+        states = [torch.empty(p.shape, dtype=p.dtype) for p in trained for _ in range(2)]  # of AdamW
+        for tensor in [*model.parameters(), *extra, *states]:
+            live.track(tensor)
+        weights = live.now
+        latents = torch.empty(1, LATENT_CHANNELS, grid[0], 2 * grid[1], 2 * grid[2])
+        text, target = torch.empty(1, TEXT_TOKENS, TEXT_WIDTH), torch.empty_like(latents)
+        timestep, weight = torch.empty(1), torch.ones(1)
+        with live, counter:
+            pred = model(latents.to(dtype), timestep, text.to(dtype), return_dict=False)[0].float()
+            if side == "naive":
+                loss = naive.motion_loss(pred, target, weight, 1.0)
+            else:
+                loss = tuning_loss(pred, target, weight, motion_weight=1.0)
+            del pred
+            loss.backward()
+    return weights, live.peak, counter.get_total_flops()

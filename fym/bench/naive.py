@@ -1,0 +1,177 @@
+"""The naive implementation that everything is measured against: stock diffusers modules and PEFT, eager.
+
+It is what one writes with the two libraries and nothing else: every head has an adapter, every projection is a
+PEFT layer, every element-wise step an op of its own. The functions repeat lines of diffusers' WanAttnProcessor
+and WanTransformerBlock, so that one op can be timed alone. B batch, S tokens, d width, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, WanTransformerBlock
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+from fym.bench.shapes import LATENT_CHANNELS, Grid, Width
+
+TARGETS = r".*attn1\.(to_q|to_k|to_v|to_out\.0)"
+KEPT_FLOAT32 = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")  # as from_pretrained does
+
+# --- one op at a time ---
+
+
+def rotary_tables(width: Width, grid: Grid) -> tuple[Tensor, Tensor]:
+    """cos and sin, (1,S,1,D) float32 each, as the transformer makes them once a step."""
+    rope = WanRotaryPosEmbed(width.head_dim, (1, 1, 1), 1024)
+    cos, sin = rope(torch.empty(1, 1, *grid))
+    return cos.float(), sin.float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (B,S,H,D), interleaved pairs."""
+    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = cos[..., 0::2], sin[..., 1::2]
+    out = torch.empty_like(x)
+    out[..., 0::2] = first * cos - second * sin
+    out[..., 1::2] = first * sin + second * cos
+    return out.type_as(x)
+
+
+def qk_norm_rope(
+    query: Tensor, key: Tensor, norm_q: nn.Module, norm_k: nn.Module, tables: tuple[Tensor, Tensor], heads: int
+) -> tuple[Tensor, Tensor]:
+    """query, key (B,S,d) to (B,S,H,D)."""
+    query, key = norm_q(query).unflatten(2, (heads, -1)), norm_k(key).unflatten(2, (heads, -1))
+    return rotate(query, *tables), rotate(key, *tables)
+
+
+def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x (B,S,d); scale, shift (B,1,d) float32."""
+    return (F.layer_norm(x.float(), x.shape[-1:], eps=1e-6) * (1 + scale) + shift).type_as(x)
+
+
+def gated_residual(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """x, y (B,S,d); gate (B,1,d) float32."""
+    return (x.float() + y.float() * gate).type_as(x)
+
+
+def motion_loss(pred: Tensor, target: Tensor, weight: Tensor, motion_weight: float) -> Tensor:
+    """Weighted MSE plus 1 - cos of signed frame differences; pred, target (B,C,F',h,w), weight (B,)."""
+    flow = (weight * (pred - target).square().flatten(1).mean(1)).mean()
+    if pred.shape[2] < 2:
+        return flow
+    d_pred, d_target = (v.diff(dim=2).transpose(1, 2).flatten(2) for v in (pred, target))
+    return flow + motion_weight * (1 - F.cosine_similarity(d_pred, d_target, dim=-1)).mean()
+
+
+class LoraProjections(nn.Module):
+    """Query, key and value projections, each wrapped by PEFT."""
+
+    def __init__(self, d: int, rank: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        for name in ("to_q", "to_k", "to_v"):
+            setattr(self, name, nn.Linear(d, d, dtype=dtype).requires_grad_(False))
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_q", "to_k", "to_v"])
+        inject_adapter_in_model(config, self)
+        _start_adapters(self, dtype)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.to_q(x), self.to_k(x), self.to_v(x)
+
+
+# --- the block and the model ---
+
+
+class Block(nn.Module):
+    """One WanTransformerBlock with a PEFT LoRA on its self-attention, weights frozen."""
+
+    def __init__(self, width: Width, rank: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.block = stock_block(width, dtype)
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS), self)
+        _start_adapters(self, dtype)
+
+    def forward(self, hidden: Tensor, text: Tensor, temb: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+        """hidden (B,S,d), text (B,L,d), temb (B,6,d)."""
+        out: Tensor = self.block(hidden, text, temb, tables)
+        return out
+
+
+def stock_block(width: Width, dtype: torch.dtype) -> WanTransformerBlock:
+    """A frozen block with the dtypes that from_pretrained(dtype=...) leaves."""
+    block = WanTransformerBlock(width.d, width.ffn_dim, width.heads, cross_attn_norm=True)
+    return to_dtype(block, dtype).requires_grad_(False)
+
+
+def stock_transformer(width: Width, dtype: torch.dtype) -> WanTransformer3DModel:
+    """A frozen Wan transformer of this width, with random weights."""
+    model = WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=width.heads,
+        attention_head_dim=width.head_dim,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        ffn_dim=width.ffn_dim,
+        num_layers=width.layers,
+    )
+    return to_dtype(model, dtype).requires_grad_(False)
+
+
+def to_dtype(module: nn.Module, dtype: torch.dtype) -> Any:
+    """Everything in `dtype` but what diffusers keeps in float32."""
+    for name, parameter in module.named_parameters():
+        kept = any(part in KEPT_FLOAT32 for part in name.split("."))
+        parameter.data = parameter.data.to(torch.float32 if kept else dtype)
+    return module
+
+
+def add_adapters(transformer: Any, rank: int, names: tuple[str, ...] = ("spatial", "temporal")) -> list[Tensor]:
+    """Two-stage tuning in its second stage: PEFT adapters `names` all active, only the last one trained.
+
+    Returns the trained parameters. Every head has both adapters: PEFT knows no heads.
+    """
+    for name in names:
+        transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS), adapter_name=name)
+    transformer.set_adapters(list(names))
+    trained = []
+    for name, parameter in transformer.named_parameters():
+        parameter.requires_grad_(f".{names[-1]}." in name)
+        if parameter.requires_grad:
+            trained.append(parameter)
+    _start_adapters(transformer, transformer.dtype)
+    return trained
+
+
+def tuning_loss(
+    transformer: Any,
+    noisy: Tensor,
+    target: Tensor,
+    timestep: Tensor,
+    text: Tensor,
+    weight: Tensor,
+    motion_weight: float,
+    *,
+    model: Any = None,
+) -> Tensor:
+    """The loss of one step: the stock transformer (or `model`, compiled of it) and the losses written out."""
+    dtype = transformer.dtype
+    pred = (model or transformer)(
+        hidden_states=noisy.to(dtype),
+        timestep=timestep,
+        encoder_hidden_states=text.to(dtype).expand(len(noisy), -1, -1),
+        return_dict=False,
+    )[0].float()
+    return motion_loss(pred, target, weight, motion_weight)
+
+
+def _start_adapters(module: nn.Module, dtype: torch.dtype) -> None:
+    """Adapters in the dtype of the model; a B that is not zero, so that every product has work to do."""
+    for name, parameter in module.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(dtype)
+            if "lora_B" in name:
+                nn.init.normal_(parameter, std=0.02)

@@ -1,0 +1,98 @@
+"""Whole steps of stage 3 on the embedded model: noise, forward, losses, backward, clipping, AdamW."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fym.bench import naive, ours
+from fym.bench.cases import runs
+from fym.bench.measure import Call, extra_rss, interleave
+from fym.bench.table import Goal, Row
+from fym.families import Family, load_family
+from fym.positions import latent_frames, sparse_frames, time_positions
+
+RANK = 32  # as the preset `tiny` has it
+FRAMES, SPARSE = 81, 17
+MOTION_WEIGHT = 1.0
+
+Loss = Callable[..., Tensor]
+
+
+def training_step(family: Family, loss: Loss, parameters: Sequence[Tensor], latents: Tensor, text: Tensor) -> Call:
+    """One optimiser step on `latents` (B,C,F',h,w); `loss` takes noisy, target, timestep, text, weight."""
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
+    generator = torch.Generator().manual_seed(0)
+    schedule = family.schedule
+
+    def run() -> None:
+        sigma = schedule.draw(len(latents), generator)
+        noise = torch.randn(latents.shape, generator=generator)
+        noisy, target = schedule.add_noise(latents, noise, sigma), schedule.target(latents, noise)
+        value = loss(noisy, target, schedule.timestep(sigma), text, schedule.weight(sigma), MOTION_WEIGHT)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return run
+
+
+def rows(rounds: int, with_compile: bool) -> list[Row]:
+    family = load_family("embedded")
+    text = family.encode_prompts(["a red circle"])
+    pixels = torch.zeros(FRAMES, family.default_height, family.default_width, 3, dtype=torch.uint8)
+    full = torch.randn_like(family.encode_video(pixels))[None]
+    index = sparse_frames(FRAMES, SPARSE)
+    picked = full[:, :, : latent_frames(SPARSE)].contiguous()
+
+    stock: Any = copy.deepcopy(family.transformer)
+    trained = naive.add_adapters(stock, RANK)
+    spatial, temporal = ours.stage_three_adapters(family.num_layers, family.num_heads, family.head_dim, RANK)
+
+    def naive_loss(model: Any) -> Loss:
+        return lambda *arguments: naive.tuning_loss(stock, *arguments, model=model)
+
+    def our_loss(*arguments: Any) -> Tensor:
+        return ours.tuning_loss(family, *arguments)
+
+    with ExitStack() as stack:
+        positions = time_positions(index, FRAMES)
+        adapters = [(spatial, 1.0), (temporal, 1.0)]
+        stack.enter_context(family.attention(adapters=adapters, time_positions=positions))
+        calls = {
+            "ours": training_step(family, our_loss, list(temporal.parameters()), picked, text),
+            "naive": training_step(family, naive_loss(stock), trained, picked, text),
+            "naive, all frames": training_step(family, naive_loss(stock), trained, full, text),
+        }
+        if with_compile:
+            model = torch.compile(stock, dynamic=False)
+            step = training_step(family, naive_loss(model), trained, picked, text)
+            if runs(step):
+                calls["compile"] = step
+        timings = interleave(calls, rounds)
+        extra = {name: extra_rss(call) for name, call in calls.items()}
+    seconds = {name: timing.median for name, timing in timings.items()}
+    ratios = {
+        f"× {name}": seconds[name] / seconds["ours"] for name in seconds if name != "ours"
+    }
+    tokens = family.tokens(SPARSE, family.default_height, family.default_width)
+    detail: dict[str, Any] = {name: timing.as_dict() for name, timing in timings.items()}
+    detail |= {"tokens": tokens, "extra_rss_mib": extra}
+    return [
+        Row(
+            "embedded step",
+            f"stage-3 step of the embedded model, {SPARSE} of {FRAMES} frames, S = {tokens}",
+            "ms",
+            {name: value * 1e3 for name, value in seconds.items()},
+            ratios,
+            [Goal("× naive", ">=", 1.5), Goal("× naive, all frames", ">=", 5)],
+            note=f"naive on all frames takes {seconds['naive, all frames'] * 1e3:.4g} ms",
+            detail=detail,
+        )
+    ]
