@@ -203,9 +203,7 @@ def motion_loss(grid: Grid, *, with_compile: bool = True) -> Case:
     )
 
 
-def lora_qkv(
-    width: Width, grid: Grid, dtype: torch.dtype, rank: int, *, with_compile: bool = True
-) -> Case:
+def lora_qkv(width: Width, grid: Grid, dtype: torch.dtype, rank: int, *, with_compile: bool = True) -> Case:
     """Half of the heads active against PEFT on all. Floor: the base products, forward and input gradient."""
     length = tokens(grid)
     x = _random(1, length, width.d, dtype=dtype, grad=True)
@@ -237,9 +235,7 @@ def lora_qkv(
 
 def head_scores(width: Width, grid: Grid, dtype: torch.dtype) -> Case:
     """All rows exactly, against one forward of scaled_dot_product_attention on the same q, k, v."""
-    query, key, value = (
-        _random(1, tokens(grid), width.heads, width.head_dim, dtype=dtype) for _ in range(3)
-    )
+    query, key, value = (_random(1, tokens(grid), width.heads, width.head_dim, dtype=dtype) for _ in range(3))
     bare = floor.attention(query, key, value)
     work = Work(lambda: fym_kernels.head_scores(query, key, grid))
     return Case("head_scores", tokens(grid), {"ours": work}, {"forward": bare}, "attention")

@@ -7,6 +7,7 @@ a GPU with flash attention.
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,6 @@ from fym.adapters import AdapterStack
 from fym.bench import naive, ours
 from fym.bench.measure import saved_bytes
 from fym.bench.shapes import LATENT_CHANNELS, TEXT_TOKENS, WAN_1_3B, WAN_14B, Grid, Width, grid_of, tokens
-from fym.losses import tuning_loss
 
 RANK = 16
 TEXT_WIDTH = 4096
@@ -108,7 +108,9 @@ def flop_counter() -> FlopCounterMode:
     def attention(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **named: Any) -> int:
         return sdpa_flop_count(query, key, value)
 
-    def backward(grad: Any, query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **named: Any) -> int:
+    def backward(
+        grad: Any, query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **named: Any
+    ) -> int:
         return sdpa_backward_flop_count(grad, query, key, value)
 
     known = {
@@ -150,7 +152,10 @@ class LiveBytes(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Step:
-    """One step of stage 3 of a whole model: live bytes at most, those of the weights, and FLOPs."""
+    """One step of stage 3 of a whole model: live bytes at most, those of weights and optimiser, and FLOPs.
+
+    recompute: "none", "ffn" (ours only) or "block", which is gradient checkpointing.
+    """
 
     model: str
     frames: int
@@ -158,63 +163,72 @@ class Step:
     width: int
     tokens: int
     side: str
-    checkpointing: bool
+    recompute: str
     weights: int
     peak: int
     flops: int
 
 
+WAYS = (("naive", "none"), ("naive", "block"), ("ours", "none"), ("ours", "ffn"), ("ours", "block"))
+FEW, MORE = 2, 4  # layers that are run: all are alike, so the figures are linear in their number
+
+
 def training_steps(dtype: torch.dtype = torch.bfloat16) -> Iterator[Step]:
     """A step of stage 3 with both adapters, r 16, for every model and clip; naive and ours."""
     for name, width, frames, height, pixels in CLIPS:
-        for side in ("naive", "ours"):
-            for checkpointing in (False, True):
-                grid = grid_of(frames, height, pixels)
-                figures = training_step(width, grid, dtype, side, checkpointing)
-                yield Step(name, frames, height, pixels, tokens(grid), side, checkpointing, *figures)
+        grid = grid_of(frames, height, pixels)
+        for side, recompute in WAYS:
+            figures = training_step(width, grid, dtype, side, recompute)
+            yield Step(name, frames, height, pixels, tokens(grid), side, recompute, *figures)
 
 
 def training_step(
-    width: Width, grid: Grid, dtype: torch.dtype, side: str, checkpointing: bool
+    width: Width, grid: Grid, dtype: torch.dtype, side: str, recompute: str
 ) -> tuple[int, int, int]:
     """(bytes of weights and optimiser, peak of live bytes, FLOPs) of forward and backward of a whole model."""
-    weights, peak, flops = _run_step(width, grid, dtype, side, checkpointing)
-    if side == "ours":  # our native ops hide their products from the counter
-        with fym_kernels.use_backend("reference"):
-            flops = _run_step(width, grid, dtype, side, checkpointing)[2]
+    few, more = (
+        _run_step(width._replace(layers=layers), grid, dtype, side, recompute) for layers in (FEW, MORE)
+    )
+    steps = (width.layers - FEW) // (MORE - FEW)
+    weights, peak, flops = (a + (b - a) * steps for a, b in zip(few, more, strict=True))
     return weights, peak, flops
 
 
 def _run_step(
-    width: Width, grid: Grid, dtype: torch.dtype, side: str, checkpointing: bool
+    width: Width, grid: Grid, dtype: torch.dtype, side: str, recompute: str
 ) -> tuple[int, int, int]:
+    weights, peak, flops = _run(width, grid, dtype, side, recompute)
+    if side == "ours":  # our native ops hide their products from the counter
+        with fym_kernels.use_backend("reference"):
+            flops = _run(width, grid, dtype, side, recompute)[2]
+    return weights, peak, flops
+
+
+def _run(width: Width, grid: Grid, dtype: torch.dtype, side: str, recompute: str) -> tuple[int, int, int]:
     with torch.device("meta"):
         model = naive.stock_transformer(width, dtype)
         if side == "naive":
-            trained = naive.add_adapters(model, RANK)
-    extra: list[Tensor] = []
+            naive.add_adapters(model, RANK)
+    ours_too: list[Tensor] = []  # our adapters are no part of the model
     if side == "ours":
-        control, trained = ours.install(model, width, RANK, grid)
+        control, ours_too = ours.install(model, width, RANK, grid, recompute_ffn=recompute == "ffn")
         lay_out(control.stack, width.layers)
-        extra = trained
-    if checkpointing:
+    if recompute == "block":
         model.enable_gradient_checkpointing()
     counter, live = flop_counter(), LiveBytes()
+    gc.collect()
     with shapes_only(model):
-        trained = [p for p in model.parameters() if p.requires_grad] + extra
+        trained = [p for p in model.parameters() if p.requires_grad] + ours_too
         states = [torch.empty(p.shape, dtype=p.dtype) for p in trained for _ in range(2)]  # of AdamW
-        for tensor in [*model.parameters(), *extra, *states]:
+        for tensor in [*model.parameters(), *ours_too, *states]:
             live.track(tensor)
         weights = live.now
         latents = torch.empty(1, LATENT_CHANNELS, grid[0], 2 * grid[1], 2 * grid[2])
         text, target = torch.empty(1, TEXT_TOKENS, TEXT_WIDTH), torch.empty_like(latents)
-        timestep, weight = torch.empty(1), torch.ones(1)
+        timestep, weight = torch.empty(1), torch.empty(1)
         with live, counter:
             pred = model(latents.to(dtype), timestep, text.to(dtype), return_dict=False)[0].float()
-            if side == "naive":
-                loss = naive.motion_loss(pred, target, weight, 1.0)
-            else:
-                loss = tuning_loss(pred, target, weight, motion_weight=1.0)
+            loss = (naive.motion_loss if side == "naive" else ours.loss)(pred, target, weight, 1.0)
             del pred
             loss.backward()
     return weights, live.peak, counter.get_total_flops()

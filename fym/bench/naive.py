@@ -42,7 +42,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def qk_norm_rope(
-    query: Tensor, key: Tensor, norm_q: nn.Module, norm_k: nn.Module, tables: tuple[Tensor, Tensor], heads: int
+    query: Tensor,
+    key: Tensor,
+    norm_q: nn.Module,
+    norm_k: nn.Module,
+    tables: tuple[Tensor, Tensor],
+    heads: int,
 ) -> tuple[Tensor, Tensor]:
     """query, key (B,S,d) to (B,S,H,D)."""
     query, key = norm_q(query).unflatten(2, (heads, -1)), norm_k(key).unflatten(2, (heads, -1))
@@ -126,16 +131,26 @@ def to_dtype(module: nn.Module, dtype: torch.dtype) -> Any:
     for name, parameter in module.named_parameters():
         kept = any(part in KEPT_FLOAT32 for part in name.split("."))
         parameter.data = parameter.data.to(torch.float32 if kept else dtype)
+    for part in module.modules():  # our block looks at the values of norms, also where there are only shapes
+        weight = part._parameters.get("weight")
+        if weight is not None and weight.is_meta and weight.ndim == 1:
+            for name, old in part._parameters.items():
+                if old is not None:
+                    part._parameters[name] = nn.Parameter(torch.ones_like(old, device="cpu"))
     return module
 
 
-def add_adapters(transformer: Any, rank: int, names: tuple[str, ...] = ("spatial", "temporal")) -> list[Tensor]:
+def add_adapters(
+    transformer: Any, rank: int, names: tuple[str, ...] = ("spatial", "temporal")
+) -> list[Tensor]:
     """Two-stage tuning in its second stage: PEFT adapters `names` all active, only the last one trained.
 
     Returns the trained parameters. Every head has both adapters: PEFT knows no heads.
     """
     for name in names:
-        transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS), adapter_name=name)
+        transformer.add_adapter(
+            LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS), adapter_name=name
+        )
     transformer.set_adapters(list(names))
     trained = []
     for name, parameter in transformer.named_parameters():

@@ -11,7 +11,7 @@ from fym.adapters import AdapterStack, HeadLora
 from fym.bench.naive import stock_block
 from fym.bench.shapes import Grid, Width
 from fym.families.base import AttentionControl, Family
-from fym.families.processor import WanSelfAttention
+from fym.families.wan_block import WanBlockForward, WanSelfAttention
 from fym.losses import tuning_loss as fym_loss
 
 
@@ -32,15 +32,16 @@ def adapter(layers: int, heads: int, head_dim: int, rank: int, first: int = 0) -
 
 
 class Block(nn.Module):
-    """One Wan block whose self-attention runs on fym_kernels, with an adapter on half its heads."""
+    """One Wan block on fym_kernels, with an adapter on half its heads; see WanBlockForward."""
 
-    def __init__(self, width: Width, rank: int, dtype: torch.dtype, grid: Grid) -> None:
+    def __init__(
+        self, width: Width, rank: int, dtype: torch.dtype, grid: Grid, *, recompute_ffn: bool = False
+    ) -> None:
         super().__init__()
         self.block = stock_block(width, dtype)
         self.adapter = adapter(1, width.heads, width.head_dim, rank)
         self.control = AttentionControl(AdapterStack([(self.adapter, 1.0)]), grid=grid)
-        attention = self.block.attn1
-        attention.set_processor(WanSelfAttention(0, self.control, width.axes_dim, attention.processor))
+        fuse(self.block, 0, self.control, width, recompute_ffn)
 
     def forward(self, hidden: Tensor, text: Tensor, temb: Tensor, tables: Any = None) -> Tensor:
         """hidden (B,S,d), text (B,L,d), temb (B,6,d); tables of RoPE are not needed."""
@@ -48,13 +49,22 @@ class Block(nn.Module):
         return out
 
 
-def install(transformer: Any, width: Width, rank: int, grid: Grid) -> tuple[AttentionControl, list[Tensor]]:
-    """Puts fym's attention with the adapters of stage 3 into a stock transformer; the trained parameters."""
+def fuse(block: Any, layer: int, control: AttentionControl, width: Width, recompute_ffn: bool) -> None:
+    """Our forward and self-attention in a stock block, as the Wan family does it, for good."""
+    attention = block.attn1
+    processor = WanSelfAttention(layer, control, width.axes_dim, attention.processor, attention)
+    attention.set_processor(processor)
+    block.forward = WanBlockForward(block, recompute_ffn=recompute_ffn)
+
+
+def install(
+    transformer: Any, width: Width, rank: int, grid: Grid, *, recompute_ffn: bool = False
+) -> tuple[AttentionControl, list[Tensor]]:
+    """Fuses all blocks of a stock transformer, with the adapters of stage 3; also the trained parameters."""
     adapters = stage_three_adapters(width.layers, width.heads, width.head_dim, rank)
     control = AttentionControl(AdapterStack([(made, 1.0) for made in adapters]), grid=grid)
     for layer, block in enumerate(transformer.blocks):
-        attention = block.attn1
-        attention.set_processor(WanSelfAttention(layer, control, width.axes_dim, attention.processor))
+        fuse(block, layer, control, width, recompute_ffn)
     return control, list(adapters[1].parameters())
 
 
@@ -74,5 +84,9 @@ def tuning_loss(
     motion_weight: float,
 ) -> Tensor:
     """The loss of one step, inside `family.attention(adapters=...)`."""
-    pred = family.predict(noisy, timestep, text)
+    return loss(family.predict(noisy, timestep, text), target, weight, motion_weight)
+
+
+def loss(pred: Tensor, target: Tensor, weight: Tensor, motion_weight: float) -> Tensor:
+    """The losses of stage 3; arguments as naive.motion_loss."""
     return fym_loss(pred, target, weight, motion_weight=motion_weight)

@@ -52,7 +52,7 @@ class Row:
 
     @property
     def reached(self) -> str:
-        """"aim", "yes", "no", "not measured", or empty where there is no goal."""
+        """ "aim", "yes", "no", "not measured", or empty where there is no goal."""
         verdicts = [goal.verdict(self.ratios) for goal in self.goals]
         order = ("no", "not measured", "yes", "aim")
         ranked = sorted(verdicts, key=order.index)
@@ -86,7 +86,7 @@ def row_of(saved: dict[str, Any]) -> Row:
 def number(value: float, quantity: str) -> str:
     if quantity.startswith(("of the copy", "longer")):
         return f"{value:.0%}"
-    return f"{value:.4g}" if quantity.startswith("MiB") else f"{value:.3g}×"
+    return f"{value:.3g}"
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -94,4 +94,4 @@ def markdown(rows: Sequence[Row]) -> str:
     lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
     lines += ["| " + " | ".join(row.cells()) + " |" for row in rows]
     notes = [f"- {row.what}: {row.note}" for row in rows if row.note]
-    return "\n".join(lines + ([""] + notes if notes else []))
+    return "\n".join([*lines, *(["", *notes] if notes else [])])

@@ -24,7 +24,9 @@ MOTION_WEIGHT = 1.0
 Loss = Callable[..., Tensor]
 
 
-def training_step(family: Family, loss: Loss, parameters: Sequence[Tensor], latents: Tensor, text: Tensor) -> Call:
+def training_step(
+    family: Family, loss: Loss, parameters: Sequence[Tensor], latents: Tensor, text: Tensor
+) -> Call:
     """One optimiser step on `latents` (B,C,F',h,w); `loss` takes noisy, target, timestep, text, weight."""
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
     generator = torch.Generator().manual_seed(0)
@@ -78,9 +80,7 @@ def rows(rounds: int, with_compile: bool) -> list[Row]:
         timings = interleave(calls, rounds)
         extra = {name: extra_rss(call) for name, call in calls.items()}
     seconds = {name: timing.median for name, timing in timings.items()}
-    ratios = {
-        f"× {name}": seconds[name] / seconds["ours"] for name in seconds if name != "ours"
-    }
+    ratios = {f"× {name}": seconds[name] / seconds["ours"] for name in seconds if name != "ours"}
     tokens = family.tokens(SPARSE, family.default_height, family.default_width)
     detail: dict[str, Any] = {name: timing.as_dict() for name, timing in timings.items()}
     detail |= {"tokens": tokens, "extra_rss_mib": extra}
