@@ -118,16 +118,17 @@ def qk_norm_rope(width: Width, grid: Grid, dtype: torch.dtype, *, with_compile: 
     query, key = (_random(1, length, width.d, dtype=dtype, grad=True) for _ in range(2))
     norms = [nn.RMSNorm(width.d, eps=1e-6, dtype=dtype).requires_grad_(False) for _ in range(2)]
     tables = naive.rotary_tables(width, grid)
-    positions = tuple(torch.arange(n, dtype=torch.float64) for n in grid)
-    weights = [norm.weight.detach().float() for norm in norms]
+    time, row, column = (torch.arange(n, dtype=torch.float64) for n in grid)
+    of_query, of_key = (norm.weight.detach().float() for norm in norms)
 
     def native() -> tuple[Tensor, Tensor]:
         heads = (width.heads, width.head_dim)
         return fym_kernels.qk_norm_rope(
             query.unflatten(2, heads),
             key.unflatten(2, heads),
-            *weights,
-            positions,  # type: ignore[arg-type]
+            of_query,
+            of_key,
+            (time, row, column),
             axes_dim=width.axes_dim,
         )
 

@@ -1,16 +1,14 @@
 """Memory and FLOPs of true sizes from shapes alone: fake tensors run the very code, and no memory is taken.
 
-Computed, never measured. The bytes are those of live tensors: what an allocator adds by splitting, and what a
-library takes for itself, is not in them. The sizes are those of the CPU's kernels; attention saves the same on
-a GPU with flash attention.
+Computed, never measured. The bytes are those of live tensors, without what an allocator adds by splitting or
+a library takes for itself. The kernels are the CPU's; flash attention on a GPU saves the same.
 """
 
 from __future__ import annotations
 
-import gc
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +48,7 @@ def block_bytes(
 
 
 def step_flops(width: Width, grid: Grid, rank: int, dtype: torch.dtype) -> int:
-    """FLOPs of forward and backward of one of our blocks, by the reference ops, which FLOPs can be read off."""
+    """FLOPs of forward and backward of one of our blocks, read off the reference ops."""
     module, forward = _block(width, grid, rank, dtype, {})
     with shapes_only(module), fym_kernels.use_backend("reference"):
         run, _ = forward()
@@ -182,29 +180,32 @@ def training_steps(dtype: torch.dtype = torch.bfloat16) -> Iterator[Step]:
             yield Step(name, frames, height, pixels, tokens(grid), side, recompute, *figures)
 
 
-def training_step(
-    width: Width, grid: Grid, dtype: torch.dtype, side: str, recompute: str
-) -> tuple[int, int, int]:
-    """(bytes of weights and optimiser, peak of live bytes, FLOPs) of forward and backward of a whole model."""
-    few, more = (
-        _run_step(width._replace(layers=layers), grid, dtype, side, recompute) for layers in (FEW, MORE)
-    )
+def training_step(width: Width, grid: Grid, dtype: torch.dtype, side: str, way: str) -> tuple[int, int, int]:
+    """(bytes of weights and optimiser, peak of live bytes, FLOPs) of one step of a whole model."""
+    few, more = (_run_step(width._replace(layers=layers), grid, dtype, side, way) for layers in (FEW, MORE))
     steps = (width.layers - FEW) // (MORE - FEW)
     weights, peak, flops = (a + (b - a) * steps for a, b in zip(few, more, strict=True))
     return weights, peak, flops
 
 
-def _run_step(
-    width: Width, grid: Grid, dtype: torch.dtype, side: str, recompute: str
-) -> tuple[int, int, int]:
-    weights, peak, flops = _run(width, grid, dtype, side, recompute)
-    if side == "ours":  # our native ops hide their products from the counter
-        with fym_kernels.use_backend("reference"):
-            flops = _run(width, grid, dtype, side, recompute)[2]
-    return weights, peak, flops
+def _run_step(width: Width, grid: Grid, dtype: torch.dtype, side: str, way: str) -> tuple[int, int, int]:
+    """Twice: PyTorch's counter keeps tensors alive, and our native ops hide their products from it."""
+    live, weights = LiveBytes(), 0
+    for tensors in _run(width, grid, dtype, side, way, live):
+        for tensor in tensors:
+            live.track(tensor)
+        weights = live.now
+    counter = flop_counter()
+    with fym_kernels.use_backend("reference"):
+        for _ in _run(width, grid, dtype, side, way, counter):
+            pass
+    return weights, live.peak, counter.get_total_flops()
 
 
-def _run(width: Width, grid: Grid, dtype: torch.dtype, side: str, recompute: str) -> tuple[int, int, int]:
+def _run(
+    width: Width, grid: Grid, dtype: torch.dtype, side: str, recompute: str, observer: AbstractContextManager
+) -> Iterator[list[Tensor]]:
+    """Yields the weights and the optimiser's state, then runs one step under `observer`."""
     with torch.device("meta"):
         model = naive.stock_transformer(width, dtype)
         if side == "naive":
@@ -215,20 +216,15 @@ def _run(width: Width, grid: Grid, dtype: torch.dtype, side: str, recompute: str
         lay_out(control.stack, width.layers)
     if recompute == "block":
         model.enable_gradient_checkpointing()
-    counter, live = flop_counter(), LiveBytes()
-    gc.collect()
     with shapes_only(model):
         trained = [p for p in model.parameters() if p.requires_grad] + ours_too
         states = [torch.empty(p.shape, dtype=p.dtype) for p in trained for _ in range(2)]  # of AdamW
-        for tensor in [*model.parameters(), *ours_too, *states]:
-            live.track(tensor)
-        weights = live.now
+        yield [*model.parameters(), *ours_too, *states]
         latents = torch.empty(1, LATENT_CHANNELS, grid[0], 2 * grid[1], 2 * grid[2])
         text, target = torch.empty(1, TEXT_TOKENS, TEXT_WIDTH), torch.empty_like(latents)
         timestep, weight = torch.empty(1), torch.empty(1)
-        with live, counter:
+        with observer:
             pred = model(latents.to(dtype), timestep, text.to(dtype), return_dict=False)[0].float()
             loss = (naive.motion_loss if side == "naive" else ours.loss)(pred, target, weight, 1.0)
             del pred
             loss.backward()
-    return weights, live.peak, counter.get_total_flops()

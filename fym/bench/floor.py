@@ -35,11 +35,11 @@ def projections(x: Tensor, weights: list[Tensor], biases: list[Tensor], grads: l
 
 def attention(query: Tensor, key: Tensor, value: Tensor, grad: Tensor | None = None) -> Call:
     """scaled_dot_product_attention of (B,S,H,D); with `grad` forward and backward."""
-    inputs = [x.detach().transpose(1, 2) for x in (query, key, value)]
+    query, key, value = (x.detach().transpose(1, 2) for x in (query, key, value))
     if grad is None:
-        return lambda: F.scaled_dot_product_attention(*inputs)
-    leaves = [x.requires_grad_() for x in inputs]
-    return step(lambda: F.scaled_dot_product_attention(*inputs), leaves, [grad.transpose(1, 2)])
+        return lambda: F.scaled_dot_product_attention(query, key, value)
+    leaves = [x.requires_grad_() for x in (query, key, value)]
+    return step(lambda: F.scaled_dot_product_attention(query, key, value), leaves, [grad.transpose(1, 2)])
 
 
 def block(width: Width, num_tokens: int, dtype: torch.dtype) -> Call:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import math
@@ -130,10 +131,8 @@ def _storage(tensor: Tensor) -> int:
 def extra_rss(call: Call) -> float:
     """MiB by which the process grew at most during the call; what the heap held free is given back before."""
     gc.collect()
-    try:
+    with contextlib.suppress(OSError, AttributeError):  # where glibc is not: what it held free is not counted
         ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):
-        pass  # not glibc: freed memory that is used again does not count
     cpu = torch.device("cpu")
     memory.reset_peak(cpu)
     before = memory.peak(cpu)["rss_mib"]

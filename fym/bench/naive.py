@@ -1,8 +1,10 @@
-"""The naive implementation that everything is measured against: stock diffusers modules and PEFT, eager.
+"""The naive implementation that everything is measured against: diffusers' own modules and PEFT, eager.
 
-It is what one writes with the two libraries and nothing else: every head has an adapter, every projection is a
-PEFT layer, every element-wise step an op of its own. The functions repeat lines of diffusers' WanAttnProcessor
-and WanTransformerBlock, so that one op can be timed alone. B batch, S tokens, d width, H heads, D head dim.
+It is what one writes with the two libraries and nothing else: every head has an adapter, every projection is
+a PEFT layer, every element-wise step an op of its own. The functions repeat lines of diffusers'
+WanAttnProcessor and WanTransformerBlock, so that one op can be timed alone. Adapters are in the model's dtype
+(PEFT's default, float32 adapters in a bfloat16 model, would be slower and keep more). B batch, S tokens, d
+width, H heads, D head dim.
 """
 
 from __future__ import annotations
@@ -85,7 +87,8 @@ class LoraProjections(nn.Module):
         _start_adapters(self, dtype)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.to_q(x), self.to_k(x), self.to_v(x)
+        query, key, value = (getattr(self, name)(x) for name in ("to_q", "to_k", "to_v"))
+        return query, key, value
 
 
 # --- the block and the model ---

@@ -37,7 +37,7 @@ class Goal(NamedTuple):
 class Row:
     """sides: the median (or size) of ours, naive, compile and floor in `unit`; detail: all that was measured.
 
-    Several goals must all be met, unless `either`: then one is enough.
+    All goals must be met.
     """
 
     name: str
@@ -46,7 +46,6 @@ class Row:
     sides: dict[str, float]
     ratios: dict[str, float]
     goals: list[Goal] = field(default_factory=list)
-    either: bool = False
     note: str = ""
     detail: dict[str, Any] = field(default_factory=dict)
 
@@ -56,13 +55,12 @@ class Row:
         verdicts = [goal.verdict(self.ratios) for goal in self.goals]
         order = ("no", "not measured", "yes", "aim")
         ranked = sorted(verdicts, key=order.index)
-        return (ranked[-1] if self.either else ranked[0]) if ranked else ""
+        return ranked[0] if ranked else ""
 
     def cells(self) -> tuple[str, ...]:
         sides = [self._side(name) for name in ("ours", "naive", "compile", "floor")]
         ratios = ", ".join(f"{number(value, name)} {name}" for name, value in self.ratios.items())
-        joint = " or " if self.either else ", "
-        return self.what, *sides, ratios, joint.join(goal.text() for goal in self.goals), self.reached
+        return self.what, *sides, ratios, ", ".join(goal.text() for goal in self.goals), self.reached
 
     def as_dict(self) -> dict[str, Any]:
         goals = [{**goal._asdict(), "verdict": goal.verdict(self.ratios)} for goal in self.goals]

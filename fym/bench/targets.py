@@ -43,7 +43,7 @@ class Options:
         return self.grid((self.block_frames, *shapes.BLOCK[1:]))
 
 
-def time_case(case: Case, mode: str, options: Options, what: str, goals: list[Goal], **rest: bool) -> Row:
+def time_case(case: Case, mode: str, options: Options, what: str, goals: list[Goal]) -> Row:
     """All sides of a case in one go, and their ratios."""
     timings = interleave(case.calls(mode), options.rounds)
     factor = case.floor_factor(mode)
@@ -58,7 +58,7 @@ def time_case(case: Case, mode: str, options: Options, what: str, goals: list[Go
     detail |= {"tokens": case.num_tokens, "floor_factor": factor}
     detail["tokens_per_second"] = {name: case.num_tokens / value for name, value in seconds.items()}
     sides = {name: value * 1e3 for name, value in seconds.items()}
-    return Row(case.name, what, "ms", sides, ratios, goals, detail=detail, **rest)
+    return Row(case.name, what, "ms", sides, ratios, goals, detail=detail)
 
 
 def qk_norm_rope(options: Options) -> list[Row]:
