@@ -183,23 +183,21 @@ def kept_bytes(block, inputs, parameters):
     reason="the reference keeps float32 copies; this is about the native kernels",
 )
 def test_a_block_keeps_the_bytes_it_should():
-    """Against diffusers with PEFT (adapters in bf16), 24.9 d values of 2 bytes per token.
+    """Must hold against 24.9 d values of 2 bytes per token, diffusers with PEFT at the model's true width.
 
     Ours: x of three norms, query, key, value and output of self-attention, query and output of
-    cross-attention, GELU's input of 5.83 d, and per-head and per-rank floats.
+    cross-attention, GELU's input of 5.83 d: 14.83 d, and floats per head, rank and token.
     """
     dtype = torch.bfloat16
     stock = with_peft(make_block(dtype), make_adapter(), dtype)
     naive = kept_bytes(stock, make_inputs(dtype), stock.parameters())
     unit = TOKENS * WIDTH * 2
-    assert 24 < naive / unit < 26
+    assert naive >= 24.9 * unit
     for recompute, must in ((False, 0.62), (True, 0.38)):
         adapter = make_adapter()
         block = install(make_block(dtype), adapter, recompute_ffn=recompute)
         ours = kept_bytes(block, make_inputs(dtype), [*block.parameters(), *adapter.parameters()])
-        assert ours <= must * naive, (
-            f"{ours / unit:.2f} d, {ours / naive:.3f} of naive's {naive / unit:.2f} d"
-        )
+        assert ours <= must * 24.9 * unit, f"{ours / unit:.2f} d"
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["keep", "recompute ffn"])
