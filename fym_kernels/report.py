@@ -67,7 +67,8 @@ class Work(NamedTuple):
     """One call: the fewest bytes between memory and chip, and the floating-point operations of our kernels.
 
     The attention backward works out the logits and their gradient in both of its kernels: 7 products, where 5
-    would do with sums in no fixed order.
+    would do with sums in no fixed order. A product of bfloat16 with a float32 factor or s counts three times,
+    as it is three bfloat16 products.
     """
 
     call: str
@@ -87,8 +88,8 @@ def work(shape: Shape, rank: int = 16) -> list[Work]:
     row = tokens * width * BYTES  # one pass over an activation
     clip = shape.latent * BYTES
     half = row / 2  # the active heads' columns
-    narrow = tokens * 3 * rank * FLOAT32  # x A^T of three projections
-    shrink, expand = 2.0 * tokens * width * 3 * rank, tokens * width * 3.0 * rank
+    narrow = tokens * rank * FLOAT32  # x A^T of one projection
+    product = 2.0 * tokens * width * rank  # all columns; the active ones are half of them
     spatial, temporal = tokens * shape.locations, tokens * shape.frames  # query-key pairs of one head
     sparse = (spatial + temporal) * shape.heads / 2 * shape.head_dim
     full = float(tokens) ** 2 * width
@@ -102,13 +103,12 @@ def work(shape: Shape, rank: int = 16) -> list[Work]:
         Work("qk_norm_rope backward", 6 * row, 30.0 * tokens * width),
         Work("motion_loss forward", 2 * clip, 12.0 * shape.latent),
         Work("motion_loss backward", 3 * clip, 16.0 * shape.latent),
-        Work(f"lora_qkv r={rank} forward update", row + narrow * 2 + 6 * half, shrink + expand),
-        Work(
-            f"lora_qkv r={rank} backward update",
-            # dS and dB each read the active columns of three gradients, dA reads x, dX is updated in place
-            6 * half + row + 2 * row + narrow * 4,
-            2 * (shrink + expand),
-        ),
+        Work(f"lora_qkv r={rank} forward update", row + 6 * half + 6 * narrow, (3 * 3 + 1.5) * product),
+        # dS and dB each read the active columns of three gradients, dA reads x, dX is updated in place
+        Work(f"lora_qkv r={rank} backward update", 6 * half + 3 * row + 12 * narrow, (9 + 9 + 3) * product),
+        # of the active columns of the input, to all columns of the output
+        Work(f"lora_linear r={rank} forward update", half + 2 * row + 2 * narrow, (1.5 + 1) * product),
+        Work(f"lora_linear r={rank} backward update", 2 * row + 3 * half + 4 * narrow, (6 + 2) * product),
         Work("head_scores", 2 * row, 2 * full),
         Work("head_attention full, forward", 4 * row + lse, 4 * full),
         Work("head_attention full, backward", 8 * row + 2 * lse, 14 * full),
