@@ -30,7 +30,7 @@ ARCHITECTURES = (80, 90, 100)
 SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448}
 MEMORY_BOUND = ("gated_residual", "modulated_norm", "qk_norm_rope", "motion_loss")
 # kernels over a few KB, or one number a row: the width of their loads does not matter
-SMALL = ("_table_kernel", "_finish_kernel", "_sum_partials_kernel")
+SMALL = ("_finish_kernel", "_sum_partials_kernel")
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,21 @@ def variants(
                 if key not in seen:
                     seen.add(key)
                     yield variant
+
+
+def hardest(of: Iterable[Variant]) -> list[Variant]:
+    """One variant of each kernel, configuration and head dim: that with the largest constants.
+
+    Constants are tiles, ranks, heads and channels: what registers and shared memory grow with.
+    """
+    chosen: dict[Any, tuple[int, Variant]] = {}
+    for variant in of:
+        constants = variant.call.constants
+        key = (variant.call.kernel, str(variant.config), variant.architecture, constants.get("BLOCK_D"))
+        size = sum(value for value in constants.values() if isinstance(value, int))
+        if key not in chosen or size > chosen[key][0]:
+            chosen[key] = size, variant
+    return [variant for _, variant in chosen.values()]
 
 
 def _specialize(variant: Variant) -> tuple[Any, Any, Any, Any]:
@@ -138,8 +153,7 @@ def problems(built: Built) -> list[str]:
     """What is wrong: spills, too much shared memory, idle tensor cores, narrow loads."""
     found = []
     architecture = built.variant.architecture
-    # the range reduction of a float64 cosine indexes a small array, which only local memory can do
-    if (built.local or count(built, r"LDL|STL")) and built.variant.kernel != "_table_kernel":
+    if built.local or count(built, r"LDL|STL"):
         found.append(f"spills: {built.local} bytes of local memory")
     if built.shared > SHARED_LIMIT[architecture]:
         found.append(f"{built.shared} bytes of shared memory, the limit is {SHARED_LIMIT[architecture]}")
