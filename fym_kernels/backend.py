@@ -21,7 +21,6 @@ from fym_kernels.checks import show
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 ENVIRONMENT_VARIABLE = "FYM_KERNELS_BACKEND"
-AUTO_ORDER = ("cuda", "triton", "cpu", "reference")
 OPS = (
     "qk_norm_rope",
     "modulated_norm",
@@ -155,18 +154,17 @@ def _decide(op: str, device: str, dtype: torch.dtype, requested: str | None) -> 
             raise BackendError(f"{op} cannot run on backend {wish!r} (asked for by {by}): {problem}")
         return wish, f"asked for by {by}"
     skipped = ""
-    for name in AUTO_ORDER:
+    for name in (*_natural(device), "reference"):
         problem = _problem(op, name, device, dtype)
         if not problem:
             return name, skipped or f"fastest for {device}"
-        if name in _natural(device):
-            skipped = skipped or problem
+        skipped = skipped or problem
     raise AssertionError(f"{op} has no reference")
 
 
 def _natural(device: str) -> tuple[str, ...]:
-    """The native backends one would expect on `device`: why they are not taken is worth telling."""
-    return ("cuda", "triton") if device == "cuda" else (device,)
+    """The native backends "auto" tries on `device`, fastest first; interpreted Triton only comes by name."""
+    return {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}.get(device, ())
 
 
 def _problem(op: str, name: str, device: str, dtype: torch.dtype) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fym_kernels import backend as backends
 from fym_kernels import reference
+from fym_kernels.checks import accumulation_dtype
 from fym_kernels.ops import native
 from fym_kernels.reference.gated_residual import check
 
@@ -27,7 +28,7 @@ def gated_residual(x: Tensor, y: Tensor, gate: Tensor, *, backend: str | None = 
 def _run(op: Any, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     check(x, y, gate)
     if gate.dtype == torch.float64:
-        gate = gate.float()
+        gate = gate.to(accumulation_dtype(x.dtype))
     out: Tensor = op(x, y, gate)
     return out
 

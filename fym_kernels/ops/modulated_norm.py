@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fym_kernels import backend as backends
 from fym_kernels import reference
+from fym_kernels.checks import accumulation_dtype
 from fym_kernels.ops import native
 from fym_kernels.reference.modulated_norm import check
 
@@ -28,13 +29,14 @@ def modulated_norm(
 
 def _run(op: Any, x: Tensor, scale: Tensor, shift: Tensor, *, eps: float = 1e-6) -> Tensor:
     check(x, scale, shift, eps)
-    scale, shift = (v.float() if v.dtype == torch.float64 else v for v in (scale, shift))
+    acc = accumulation_dtype(x.dtype)
+    scale, shift = (v.to(acc) if v.dtype == torch.float64 else v for v in (scale, shift))
     out: Tensor = op(x, scale, shift, eps)[0]
     return out
 
 
 def _fake(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    statistics = x.new_empty(x.shape[:2], dtype=torch.float32)
+    statistics = x.new_empty(x.shape[:2], dtype=accumulation_dtype(x.dtype))
     return x.new_empty(x.shape), statistics, torch.empty_like(statistics)
 
 
@@ -53,7 +55,7 @@ def _fake_backward(
     return (
         x.new_empty(x.shape if want_x else (0,)),
         scale.new_empty(scale.shape if want_scale else (0,)),
-        x.new_empty(shift_shape if want_shift else (0,), dtype=torch.float32),
+        x.new_empty(shift_shape if want_shift else (0,), dtype=mean.dtype),
     )
 
 

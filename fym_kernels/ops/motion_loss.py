@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fym_kernels import backend as backends
 from fym_kernels import reference
+from fym_kernels.checks import accumulation_dtype
 from fym_kernels.ops import native
 from fym_kernels.reference.motion_loss import check
 
@@ -39,17 +40,18 @@ def _run(
     check(pred, target, weight)
     if weight is not None and weight.requires_grad and torch.is_grad_enabled():
         return reference.motion_loss(pred, target, weight, motion_weight=motion_weight)
-    target = target.float() if target.dtype == torch.float64 else target
-    loss: Tensor = op(pred, target, None if weight is None else weight.float(), motion_weight)[0]
+    acc = accumulation_dtype(pred.dtype)
+    target = target.to(acc) if target.dtype == torch.float64 else target
+    loss: Tensor = op(pred, target, None if weight is None else weight.to(acc), motion_weight)[0]
     return loss
 
 
 def _fake(
     pred: Tensor, target: Tensor, weight: Tensor | None, motion_weight: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, frames = pred.shape[0], pred.shape[2]
+    batch, frames, acc = pred.shape[0], pred.shape[2], accumulation_dtype(pred.dtype)
     shapes = ((), (batch, 3, frames), (batch,))
-    loss, coefficients, error_scale = (pred.new_empty(s, dtype=torch.float32) for s in shapes)
+    loss, coefficients, error_scale = (pred.new_empty(s, dtype=acc) for s in shapes)
     return loss, coefficients, error_scale
 
 

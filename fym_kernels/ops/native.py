@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fym_kernels import backend as backends
 from fym_kernels import cpu, extension  # noqa: F401  (cpu registers kernels)
+from fym_kernels.triton import library
 
 NAMESPACES = {"cpu": "fym_kernels", "cuda": "fym_kernels", "triton": "fym_triton"}
 STORAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -47,12 +48,14 @@ def describe(
     save: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
 ) -> None:
-    """Note how `op` runs, traces and differentiates, and attach the C++ and CUDA kernels that are there."""
+    """Note how `op` runs, traces and differentiates, and attach the kernels that are there."""
     _descriptions[op] = Description(run, fakes, save, backward)
     # an extension built before the op existed lacks it, and is no reason to fail the import
     for backend, loaded in (("cpu", extension.CPU_LOADED), ("cuda", extension.CUDA_LOADED)):
         if loaded and all(_implemented(f"fym_kernels::{name}", backend.upper()) for name in fakes):
             attach(op, backend, devices=(backend,))
+    if library.LOADED:
+        attach(op, "triton", devices=library.DEVICES, dtypes=library.DTYPES)
 
 
 def attach(

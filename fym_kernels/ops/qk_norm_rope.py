@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fym_kernels import backend as backends
 from fym_kernels import reference
+from fym_kernels.checks import accumulation_dtype
 from fym_kernels.ops import native
 from fym_kernels.ops.rotary_table import rotary_table
 from fym_kernels.reference.qk_norm_rope import Positions, check
@@ -87,16 +88,16 @@ def _run(
             interleaved=interleaved,
         )
     time, row, column = positions
-    time_dim, row_dim, column_dim = axes_dim  # may have come as a list
+    acc = accumulation_dtype(query.dtype)
     query_weight, key_weight = (
-        w.float() if w is not None and w.dtype == torch.float64 else w for w in (query_weight, key_weight)
+        w.to(acc) if w is not None and w.dtype == torch.float64 else w for w in (query_weight, key_weight)
     )
     new_query, new_key, _, _ = op(
         query,
         key,
         query_weight,
         key_weight,
-        rotary_table(positions, (time_dim, row_dim, column_dim), theta, query.device),
+        rotary_table(positions, tuple(axes_dim), theta, acc, query.device),
         [time.shape[-1], row.shape[0], column.shape[0]],
         list(axes_dim),
         time.ndim == 2,
@@ -126,7 +127,7 @@ def _fake(
     rotate_from: int,
     interleaved: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rstd = query.new_empty(_rstd_shape(query, norm), dtype=torch.float32)
+    rstd = query.new_empty(_rstd_shape(query, norm), dtype=accumulation_dtype(query.dtype))
     return query.new_empty(query.shape), key.new_empty(key.shape), rstd, torch.empty_like(rstd)
 
 
@@ -149,11 +150,11 @@ def _fake_backward(
     want_query_weight: bool,
     want_key_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    def grad(weight: Tensor | None, wanted: bool) -> Tensor:
-        return query.new_empty(0) if weight is None or not wanted else weight.new_empty(weight.shape)
-
-    grad_weights = grad(query_weight, want_query_weight), grad(key_weight, want_key_weight)
-    return query.new_empty(query.shape), key.new_empty(key.shape), *grad_weights
+    weights = (
+        query.new_empty((0,)) if weight is None or not wanted else weight.new_empty(weight.shape)
+        for weight, wanted in ((query_weight, want_query_weight), (key_weight, want_key_weight))
+    )
+    return query.new_empty(query.shape), key.new_empty(key.shape), *weights
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

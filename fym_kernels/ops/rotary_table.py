@@ -21,22 +21,23 @@ def rotary_table(
     positions: tuple[Tensor, Tensor, Tensor],
     axes_dim: tuple[int, int, int],
     theta: float,
+    dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """(2, entries) float32 on `device`: cosines, then sines, of the float64 angles position * theta^(-2j/n).
+    """(2, entries) of `dtype` on `device`: cosines, then sines, of the float64 angles position theta^(-2j/n).
 
     Entries: time (F' or B*F' positions) x axes_dim[0]/2 pairs, then rows x axes_dim[1]/2, then columns x
     axes_dim[2]/2, position-major. Positions on the CPU are recognised by their content, so a change in place
     is always seen; for those on another device, where looking would wait for it, the table is made anew.
     """
     if torch.compiler.is_compiling() or not all(type(p) is Tensor and p.is_cpu for p in positions):
-        return _build(positions, axes_dim, theta, device)
+        return _build(positions, axes_dim, theta, dtype, device)
     content = tuple((p.dtype, p.shape, p.detach().numpy().tobytes()) for p in positions)
-    key = content, axes_dim, theta, device
+    key = content, axes_dim, theta, dtype, device
     table = _tables.pop(key, None)
     if table is None:
         with torch.inference_mode(False):  # kept for later calls, which may want to save it
-            table = _build(tuple(p.detach().clone() for p in positions), axes_dim, theta, device)
+            table = _build(tuple(p.detach().clone() for p in positions), axes_dim, theta, dtype, device)
     _tables[key] = table
     while len(_tables) > KEPT:
         _tables.popitem(last=False)
@@ -44,11 +45,15 @@ def rotary_table(
 
 
 def _build(
-    positions: tuple[Tensor, ...], axes_dim: tuple[int, int, int], theta: float, device: torch.device
+    positions: tuple[Tensor, ...],
+    axes_dim: tuple[int, int, int],
+    theta: float,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Tensor:
     angles = []
     for position, channels in zip(positions, axes_dim, strict=True):
         exponent = torch.arange(0, channels, 2, dtype=torch.float64, device=position.device) / channels
         angles.append((position.double().unsqueeze(-1) * (1.0 / theta**exponent)).flatten().to(device))
     angle = torch.cat(angles)
-    return torch.stack((angle.cos(), angle.sin())).float()
+    return torch.stack((angle.cos(), angle.sin())).to(dtype)

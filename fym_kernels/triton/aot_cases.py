@@ -88,13 +88,13 @@ def _heads(model: Model, dtype: torch.dtype) -> Tensor:
 def _gated_residual(model: Model, dtype: torch.dtype) -> None:
     x, gate = _tokens(model, dtype), _empty(1, model.width, dtype=torch.float32)
     gated_residual.forward(x, x, gate)
-    gated_residual.backward(x, x, gate)
+    gated_residual.backward(x, x, gate, True, True)
 
 
 def _modulated_norm(model: Model, dtype: torch.dtype) -> None:
     x, scale = _tokens(model, dtype), _empty(1, model.width, dtype=torch.float32)
-    _, mean, rstd = modulated_norm.forward(x, scale, scale, eps=1e-6)
-    modulated_norm.backward(x, x, scale, mean, rstd)
+    _, mean, rstd = modulated_norm.forward(x, scale, scale, 1e-6)
+    modulated_norm.backward(x, x, scale, mean, rstd, False, True, True, True)
 
 
 def _qk_norm_rope(model: Model, dtype: torch.dtype) -> None:
@@ -104,22 +104,21 @@ def _qk_norm_rope(model: Model, dtype: torch.dtype) -> None:
     grad = _heads(model, dtype)
     size = model.width if model.norm == "across_heads" else model.head_dim
     weight = _empty(size, dtype=torch.float32)
-    positions = tuple(_empty(n, dtype=torch.float64) for n in model.grid)
-    options = {
-        "axes_dim": model.axes_dim,
-        "norm": model.norm,
-        "rotate_from": 0,
-        "interleaved": model.interleaved,
-    }
-    _, saved = qk_norm_rope.forward(query, key, weight, weight, positions, theta=10000.0, eps=1e-6, **options)
-    qk_norm_rope.backward(grad, grad, query, key, weight, weight, saved, want_weights=(True, True), **options)
+    entries = sum(n * (dim // 2) for n, dim in zip(model.grid, model.axes_dim, strict=True))
+    table = _empty(2, entries, dtype=torch.float32)
+    place = (table, model.grid, model.axes_dim, False)
+    *_, query_rstd, key_rstd = qk_norm_rope.forward(
+        query, key, weight, weight, *place, 1e-6, model.norm, 0, model.interleaved
+    )
+    saved = (query, key, weight, weight, query_rstd, key_rstd)
+    qk_norm_rope.backward(grad, grad, *saved, *place, model.norm, 0, model.interleaved, True, True)
 
 
 def _motion_loss(model: Model, dtype: torch.dtype) -> None:
     frames, rows, columns = model.grid
     pred = _empty(1, 16, frames, 2 * rows, 2 * columns, dtype=dtype)
-    loss, saved = motion_loss.forward(pred, pred, None, motion_weight=1.0)
-    motion_loss.backward(loss, pred, pred, saved)
+    loss, *saved = motion_loss.forward(pred, pred, None, 1.0)
+    motion_loss.backward(loss, pred, pred, *saved, "pred")
 
 
 def _active(model: Model) -> Tensor:
@@ -128,35 +127,39 @@ def _active(model: Model) -> Tensor:
 
 def _lora_qkv(model: Model, dtype: torch.dtype) -> None:
     x, weight = _tokens(model, dtype), _empty(model.width, model.width, dtype=dtype)
-    heads, options = _active(model), {"head_dim": model.head_dim, "scale": 1.0}
+    heads = _active(model)
     for rank in (16, 128):
         a = _empty(rank, model.width, dtype=torch.float32)
         b = _empty(heads.numel() * model.head_dim, rank, dtype=torch.float32)
-        outs, s = lora_qkv.forward(x, [weight] * 3, None, [a] * 3, [b] * 3, heads, **options)
-        lora_qkv.backward(outs, x, [weight] * 3, [a] * 3, [b] * 3, heads, s, **options)
+        layers = ((weight,) * 3, (a,) * 3, (b,) * 3, heads)
+        *outs, s = lora_qkv.forward(
+            x, *layers[0], None, None, None, *layers[1], *layers[2], heads, model.head_dim, 1.0
+        )
+        lora_qkv.backward(outs, x, *layers, s, model.head_dim, 1.0, True, True)
 
 
 def _lora_linear(model: Model, dtype: torch.dtype) -> None:
     x, weight = _tokens(model, dtype), _empty(model.width, model.width, dtype=dtype)
     heads, rank = _active(model), 16
-    options = {"scale": 1.0, "active_heads": heads, "head_dim": model.head_dim, "side": "in"}
     a = _empty(rank, heads.numel() * model.head_dim, dtype=torch.float32)
     b = _empty(model.width, rank, dtype=torch.float32)
-    out, s = lora_linear.forward(x, weight, None, a, b, **options)
-    lora_linear.backward(out, x, weight, a, b, s, **options)
+    options = (model.head_dim, 1.0, "in")
+    out, s = lora_linear.forward(x, weight, None, a, b, heads, *options)
+    lora_linear.backward(out, x, weight, a, b, heads, s, *options, True, True)
 
 
 def _head_scores(model: Model, dtype: torch.dtype) -> None:
     query = _heads(model, dtype)
-    head_scores.forward(query, query, model.grid)
+    head_scores.forward(query, query, model.grid, 1.0, None)
 
 
 def _head_attention(model: Model, dtype: torch.dtype) -> None:
     query = _heads(model, dtype)
     kind = torch.empty(model.heads, dtype=torch.int8, device="meta")
-    for options in ({}, {"location_window": 2, "frame_window": 2, "first_frame_sink": True}):
-        out, lse = head_attention.forward(query, query, query, kind, model.grid, **options)
-        head_attention.backward(query, query, query, query, out, lse, kind, model.grid, **options)
+    for windows in ((0, 0, False), (2, 2, True)):
+        options = (kind, model.grid, *windows, model.head_dim**-0.5)
+        out, lse = head_attention.forward(query, query, query, *options)
+        head_attention.backward(query, query, query, query, out, lse, *options)
 
 
 RUNNERS: dict[str, Callable[[Model, torch.dtype], None]] = {

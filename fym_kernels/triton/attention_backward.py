@@ -9,6 +9,7 @@ tiles of their own, in token order, visited by all queries. Each gradient is wri
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -225,12 +226,11 @@ def backward(
     out: Tensor,
     logsumexp: Tensor,
     head_kind: Tensor,
-    grid: tuple[int, int, int],
-    *,
-    frame_window: int = 0,
-    location_window: int = 0,
-    first_frame_sink: bool = False,
-    scale: float | None = None,
+    grid: Sequence[int],
+    frame_window: int,
+    location_window: int,
+    first_frame_sink: bool,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(grad_query, grad_key, grad_value), each (B,S,H,D) contiguous in the dtype of query."""
     batch, tokens, heads, dim = query.shape
@@ -260,7 +260,7 @@ def backward(
     wide = query.element_size() > 2
     options = {
         "key": ("HEADS", "DIM"),
-        "SCALE": dim**-0.5 if scale is None else scale,
+        "SCALE": scale,
         "HEADS": heads,
         "DIM": dim,
         "BLOCK_D": block_d,

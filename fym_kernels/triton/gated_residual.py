@@ -2,7 +2,7 @@
 """gated_residual on Triton: x + y * gate.
 
 forward(x, y, gate) -> out                                     saves y, gate
-backward(grad, y, gate, want_y, want_gate) -> (grad_y, grad_gate), None where not wanted; grad_x is grad
+backward(grad, y, gate, want_y, want_gate) -> grad_y, grad_gate, (0,) where not wanted; grad_x is grad
 
 x, y, grad (B,S,d) of one dtype, any strides (copied only if the last dimension is not dense); gate (B,d) or
 (B,S,d). Minimal traffic: each tensor read once and written once; a (B,d) gate's gradient adds fixed-order
@@ -108,27 +108,26 @@ def _backward_kernel(
         tl.store(grad_gate_ptr + part * width + column, partial, mask=column < width)
 
 
-def backward(
-    grad: Tensor, y: Tensor, gate: Tensor, want_y: bool = True, want_gate: bool = True
-) -> tuple[Tensor | None, Tensor | None]:
+def backward(grad: Tensor, y: Tensor, gate: Tensor, want_y: bool, want_gate: bool) -> tuple[Tensor, Tensor]:
     batch, tokens, width = grad.shape
     assert y.shape == grad.shape and gate.shape in ((batch, width), grad.shape)
     per_token = gate.ndim == 3
     rows, columns, warps = tile_of(width, grad.element_size())
     splits, per_split = token_splits(tokens, rows)
-    dense = {"dtype": y.dtype, "device": y.device}
-    grad_y = torch.empty(grad.shape, **dense) if want_y else None
-    if per_token:
+    acc = accumulation_torch(grad.dtype)
+    grad_y = torch.empty(grad.shape if want_y else (0,), dtype=y.dtype, device=y.device)
+    if not want_gate:
+        partials = gate.new_empty(0)
+    elif per_token:
         partials = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     else:
-        acc = accumulation_torch(grad.dtype)
         partials = torch.empty(batch, splits, width, dtype=acc, device=gate.device)
     if grad.numel() and (want_y or want_gate):
         grad, y, gate_dense = dense_last(grad), dense_last(y), dense_last(gate)
         launch(
             _backward_kernel,
             (splits, ceil_div(width, columns), batch),
-            grad, y, gate_dense, grad if grad_y is None else grad_y, partials, tokens, width, per_split,
+            grad, y, gate_dense, grad_y, partials, tokens, width, per_split,
             grad.stride(0), grad.stride(1), y.stride(0), y.stride(1),
             gate_dense.stride(0), gate_dense.stride(1),
             configs=(config(warps, ROWS=rows, COLUMNS=columns),),
@@ -137,8 +136,8 @@ def backward(
             WANT_GATE=want_gate,
             ACC=accumulation(grad.dtype),
         )  # fmt: skip
-    elif want_gate:
+    else:
         partials.zero_()
-    if not want_gate:
-        return grad_y, None
-    return grad_y, partials if per_token else sum_partials(partials, gate.dtype)
+    if want_gate and not per_token:
+        return grad_y, sum_partials(partials, gate.dtype)
+    return grad_y, partials

@@ -1,9 +1,9 @@
 # mypy: disable-error-code="no-untyped-def"
 """head_attention on Triton: full, spatial and temporal heads in one launch, each visiting what it may see.
 
-forward(query, key, value, head_kind, grid, *, frame_window, location_window, first_frame_sink, scale)
+forward(query, key, value, head_kind, grid, frame_window, location_window, first_frame_sink, scale)
     -> out (B,S,H,D), logsumexp (B,H,S)                saves query, key, value, out, logsumexp
-backward(grad, query, key, value, out, logsumexp, head_kind, grid, *, <the same options>)
+backward(grad, query, key, value, out, logsumexp, head_kind, grid, <the same options>)
     -> (grad_query, grad_key, grad_value)              in attention_backward.py, reached from here
 
 query, key, value, grad (B,S,H,D) in any strides (copied only if D is not dense). head_kind (H,) int8 is read
@@ -14,6 +14,7 @@ softmax and sums in the accumulation dtype; no atomics: the same bits on every r
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -44,9 +45,9 @@ from fym_kernels.triton.common import (
 )
 
 # Query rows x keys of a tile, by the largest head dim and the oldest architecture they are for, chosen by
-# what fits the registers (tests compile them all). 128 x 64 on 8 warps is what the asynchronous tensor cores of
-# sm_90 and later want; sm_80 keeps operands in registers and halves the keys. 64 rows leave less idle where a
-# band is narrow: one location's frames, or a small frame.
+# what fits the registers (tests compile them all). 128 x 64 on 8 warps is what the asynchronous tensor cores
+# of sm_90 and later want; sm_80 keeps operands in registers and halves the keys. 64 rows leave less idle
+# where a band is narrow: one location's frames, or a small frame.
 CONFIGS = {
     64: {
         80: (config(8, 3, BLOCK_M=128, BLOCK_N=64), config(4, 3, BLOCK_M=64, BLOCK_N=32)),
@@ -143,12 +144,11 @@ def forward(
     key: Tensor,
     value: Tensor,
     head_kind: Tensor,
-    grid: tuple[int, int, int],
-    *,
-    frame_window: int = 0,
-    location_window: int = 0,
-    first_frame_sink: bool = False,
-    scale: float | None = None,
+    grid: Sequence[int],
+    frame_window: int,
+    location_window: int,
+    first_frame_sink: bool,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     batch, tokens, heads, dim = query.shape
     assert key.shape == value.shape == query.shape and key.dtype == value.dtype == query.dtype
@@ -168,7 +168,7 @@ def forward(
         *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
         configs=fixed or for_device(CONFIGS[64 if dim <= 64 else 128], query),
         key=("HEADS", "DIM"),
-        SCALE=(dim**-0.5 if scale is None else scale) * LOG2_E,
+        SCALE=scale * LOG2_E,
         HEADS=heads,
         DIM=dim,
         BLOCK_D=max(16, power_of_two(dim)),

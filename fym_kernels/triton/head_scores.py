@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-untyped-def"
 """head_scores on Triton: the band masses of softmax(Q K^T / sqrt(D)) in one streaming pass over the keys.
 
-forward(query, key, grid, *, band, rows) -> (spatial, temporal, square)      each (B,H), rows averaged
+forward(query, key, grid, band, rows) -> (spatial, temporal, square)      each (B,H), rows averaged
 
 query, key (B,S,H,D) in any strides (copied only if D is not dense). Online softmax: beside the running
 maximum and sum, every query row carries sum(p) over both bands and sum(p^2), rescaled when its maximum grows.
@@ -12,6 +12,7 @@ added in a fixed order. There is no gradient.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -88,10 +89,9 @@ def _scores_kernel(
 def forward(
     query: Tensor,
     key: Tensor,
-    grid: tuple[int, int, int],
-    *,
-    band: float = 1.0,
-    rows: Tensor | None = None,
+    grid: Sequence[int],
+    band: float,
+    rows: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, tokens, heads, dim = query.shape
     assert key.shape == query.shape and key.dtype == query.dtype
@@ -121,5 +121,6 @@ def forward(
             PRECISION=DOT_PRECISION,
             ACC=accumulation(query.dtype),
         )  # fmt: skip
-    spatial, temporal, square = (sum_partials(partials, acc) / count).view(batch, heads, 3).unbind(2)
+    sums = (sum_partials(partials, acc) / count).view(batch, heads, 3)
+    spatial, temporal, square = (part.clone() for part in sums.unbind(2))
     return spatial, temporal, square

@@ -1,9 +1,9 @@
 # mypy: disable-error-code="no-untyped-def"
 """modulated_norm on Triton: LayerNorm(x) * (1 + scale) + shift.
 
-forward(x, scale, shift, *, eps) -> (out, mean, rstd)          saves x, scale, mean, rstd
-backward(grad, x, scale, mean, rstd, *, want_x, want_scale, want_shift, shift_dtype)
-    -> (grad_x, grad_scale, grad_shift), None where not wanted
+forward(x, scale, shift, eps) -> out, mean, rstd              saves x, scale, mean, rstd
+backward(grad, x, scale, mean, rstd, shift_per_token, want_x, want_scale, want_shift)
+    -> grad_x, grad_scale, grad_shift, (0,) where not wanted; grad_shift in the accumulation dtype
 
 x, grad (B,S,d) of one dtype, any strides (copied only if the last dimension is not dense); scale, shift (B,d)
 or (B,S,d); mean, rstd (B,S) in the accumulation dtype. A whole row lives in registers, so x is read once and
@@ -72,7 +72,7 @@ def _token_stride(modulation: Tensor) -> int:
     return modulation.stride(1) if modulation.ndim == 3 else 0
 
 
-def forward(x: Tensor, scale: Tensor, shift: Tensor, *, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def forward(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     batch, tokens, width = x.shape
     for modulation in (scale, shift):
         assert modulation.shape in ((batch, width), x.shape)
@@ -201,22 +201,17 @@ def backward(
     scale: Tensor,
     mean: Tensor,
     rstd: Tensor,
-    *,
-    want_x: bool = True,
-    want_scale: bool = True,
-    want_shift: bool = True,
-    shift_dtype: torch.dtype | None = None,
-    shift_per_token: bool | None = None,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """shift_dtype, shift_per_token: what shift was; by default what scale is."""
+    shift_per_token: bool,
+    want_x: bool,
+    want_scale: bool,
+    want_shift: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, tokens, width = x.shape
     assert grad.shape == x.shape and mean.shape == rstd.shape == (batch, tokens)
     assert mean.is_contiguous() and rstd.is_contiguous()
     scale_per_token = scale.ndim == 3
-    shift_per_token = scale_per_token if shift_per_token is None else shift_per_token
-    shift_dtype = shift_dtype or scale.dtype
     grad, x, scale = dense_last(grad), dense_last(x), dense_last(scale)
-    grad_x = grad_scale = grad_shift = None
+    grad_x, grad_scale, grad_shift = x.new_empty(0), scale.new_empty(0), mean.new_empty(0)
     if want_x:
         grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         if x.numel():
@@ -236,11 +231,11 @@ def backward(
     if want_scale and scale_per_token:
         grad_scale = _backward_modulation(grad, x, mean, rstd, per_token=True, dtype=scale.dtype)
     if want_shift and shift_per_token:
-        grad_shift = grad.to(shift_dtype)
+        grad_shift = grad.to(mean.dtype, copy=True)
     if (want_scale and not scale_per_token) or (want_shift and not shift_per_token):
         sums = _backward_modulation(grad, x, mean, rstd, per_token=False, dtype=scale.dtype)
         if want_scale and not scale_per_token:
-            grad_scale = sums[:, 0].to(scale.dtype)
+            grad_scale = sums[:, 0].to(scale.dtype, copy=True)
         if want_shift and not shift_per_token:
-            grad_shift = sums[:, 1].to(shift_dtype)
+            grad_shift = sums[:, 1].clone()
     return grad_x, grad_scale, grad_shift

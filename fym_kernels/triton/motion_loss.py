@@ -1,18 +1,17 @@
 # mypy: disable-error-code="no-untyped-def"
 """motion_loss on Triton: weighted squared error plus the direction error of adjacent frame differences.
 
-forward(pred, target, weight, *, motion_weight) -> loss (), Saved
-backward(grad_loss, pred, target, saved, *, side="pred"|"target") -> gradient of that tensor
-grad_weight = grad_loss * saved.error / B, with saved.error (B,) the mean squared error of each sample
+forward(pred, target, weight, motion_weight) -> loss (), coefficients (B,3,T), error_scale (B,)
+backward(grad_loss, pred, target, coefficients, error_scale, side) -> gradient of "pred" or "target"
 
+coefficients: what a frame pair's own difference, the other tensor's and, for the target, its own difference
+is multiplied with in the gradient. error_scale: 2 weight / (B C T h w). The weight gets no gradient.
 pred, target (B,C,T,h,w), any strides (copied only if the pixels of a frame are not dense). The gradient
 needs the frame cosines, which are known only after everything has been read. So forward keeps 3 numbers a
 frame pair instead of a gradient; backward reads both tensors again and writes the gradient, times grad_loss.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 import triton
@@ -31,16 +30,6 @@ from fym_kernels.triton.common import (
 )
 
 SMALLEST_NORM = 1e-8  # as in the reference: a pair of equal frames has no direction
-
-
-class Saved(NamedTuple):
-    """coefficients (B,3,T): what a pair's own, the other tensor's and, for the target, its own difference
-    is multiplied with in the gradient; error (B,): mean squared errors; error_scale (B,): 2 weight / (N B).
-    """
-
-    coefficients: Tensor
-    error: Tensor
-    error_scale: Tensor
 
 
 @triton.jit
@@ -129,8 +118,8 @@ def _in_units(pixels: int, *tensors: Tensor) -> tuple[int, list[int]]:
 
 
 def forward(
-    pred: Tensor, target: Tensor, weight: Tensor | None, *, motion_weight: float
-) -> tuple[Tensor, Saved]:
+    pred: Tensor, target: Tensor, weight: Tensor | None, motion_weight: float
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, channels, frames, height, width = pred.shape
     assert target.shape == pred.shape and pred.numel() > 0
     pred, target = _dense_frames(pred), _dense_frames(target)
@@ -151,7 +140,7 @@ def forward(
     elements = channels * frames * pixels
     error_scale = torch.full((batch,), 2 / (elements * batch), dtype=acc, device=device)
     if weight is not None:
-        error_scale = error_scale * weight
+        error_scale *= weight
     loss = torch.empty((), dtype=acc, device=device)
     coefficients = torch.empty(batch, 3, frames, dtype=acc, device=device)
     launch(
@@ -164,7 +153,7 @@ def forward(
         FRAMES=power_of_two(frames),
         ACC=accumulation(pred.dtype),
     )  # fmt: skip
-    return loss, Saved(coefficients, sums[:, 0].sum(1) / elements, error_scale)
+    return loss, coefficients, error_scale
 
 
 @triton.jit
@@ -206,7 +195,9 @@ def _gradient_kernel(
     tl.store(out_ptr + offset, grad.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def backward(grad_loss: Tensor, pred: Tensor, target: Tensor, saved: Saved, *, side: str = "pred") -> Tensor:
+def backward(
+    grad_loss: Tensor, pred: Tensor, target: Tensor, coefficients: Tensor, error_scale: Tensor, side: str
+) -> Tensor:
     assert side in ("pred", "target") and grad_loss.numel() == 1
     # the loss is symmetric in its tensors, but for the weight of each one's own difference
     own, other = (pred, target) if side == "pred" else (target, pred)
@@ -218,7 +209,7 @@ def backward(grad_loss: Tensor, pred: Tensor, target: Tensor, saved: Saved, *, s
     launch(
         _gradient_kernel,
         (ceil_div(height * width, columns), channels * ceil_div(frames, rows), batch),
-        own, other, saved.coefficients, saved.error_scale, grad_loss, out, frames, *numbers,
+        own, other, coefficients, error_scale, grad_loss, out, frames, *numbers,
         # told what it may use, the assembler stops spilling 8 bytes to fit one more block
         configs=(config(4, most_registers=64, FRAMES=rows, PIXELS=columns),),
         UNIT=unit,

@@ -1,20 +1,22 @@
 # mypy: disable-error-code="no-untyped-def"
 """qk_norm_rope on Triton: RMSNorm of query and key, then 3D rotary embedding at real-valued positions.
 
-forward(query, key, query_weight, key_weight, positions, *, axes_dim, theta, eps, norm, rotate_from,
-    interleaved) -> (query, key), Saved          saves the inputs, rstd of both, and the tables (a few KB)
-backward(grad_query, grad_key, query, key, query_weight, key_weight, saved, *, axes_dim, norm, rotate_from,
-    interleaved, want_weights) -> (grad_query, grad_key, grad_query_weight, grad_key_weight)
+forward(query, key, query_weight, key_weight, table, grid, axes_dim, time_per_sample, eps, norm, rotate_from,
+    interleaved) -> query, key, query_rstd, key_rstd            saves the inputs, both rstd and the table
+backward(grad_query, grad_key, query, key, query_weight, key_weight, query_rstd, key_rstd, table, grid,
+    axes_dim, time_per_sample, norm, rotate_from, interleaved, want_query_weight, want_key_weight)
+    -> grad_query, grad_key, grad_query_weight, grad_key_weight, (0,) where not wanted
 
-query, key, grads (B,S,H,D) of one dtype, any strides (copied only if D is not dense). Positions get no
-gradient. One program a token: the rows of query and key live in registers whatever the number of heads, and
-share the token's cosines and sines. Interleaved pairs are loaded densely and split in registers, because
-loads of every second element would be 16 bits wide.
+query, key, grads (B,S,H,D) of one dtype, any strides (copied only if D is not dense). rstd: (B,S), (B,S,H)
+per head, or (0,) without a norm. table (2, entries): cosines and sines of every axis position (rotary.py), in
+the accumulation dtype like rstd. One program a token: the rows of query and key live in registers whatever
+the number of heads, and share the token's cosines and sines. Interleaved pairs are loaded densely and split
+in registers, because loads of every second element would be 16 bits wide.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -33,23 +35,9 @@ from fym_kernels.triton.common import (
     token_splits,
     warps_for,
 )
-from fym_kernels.triton.rotary import cos_sin, load_pairs, rotary_table, store_pairs
+from fym_kernels.triton.rotary import cos_sin, load_pairs, store_pairs
 
-NORMS = {None: 0, "across_heads": 1, "per_head": 2}
-
-
-class Saved(NamedTuple):
-    """What backward needs besides the inputs. rstd: (B,S), (B,S,H) per head, or empty without a norm.
-
-    table: cosines, then sines, of every axis position: (2, entries). grid: (frames, rows, columns), and
-    whether the time positions differ between samples.
-    """
-
-    query_rstd: Tensor
-    key_rstd: Tensor
-    table: Tensor
-    grid: tuple[int, int, int]
-    time_per_sample: bool
+NORMS = {"none": 0, "across_heads": 1, "per_head": 2}
 
 
 @triton.jit
@@ -136,28 +124,39 @@ def _warps(pairs: int, interleaved: bool, like: Tensor) -> int:
     return warps_for(2 * pairs if interleaved else pairs, like.element_size())
 
 
+def _time_batch(grid: Sequence[int], axes_dim: Sequence[int], time_per_sample: bool) -> int:
+    """Entries of the table from one sample's times to the next one's."""
+    return grid[0] * (axes_dim[0] // 2) if time_per_sample else 0
+
+
+def _check_table(
+    table: Tensor, batch: int, grid: Sequence[int], axes_dim: Sequence[int], time_per_sample: bool
+) -> None:
+    times = batch * grid[0] if time_per_sample else grid[0]
+    entries = sum(n * (dim // 2) for n, dim in zip((times, *grid[1:]), axes_dim, strict=True))
+    assert table.shape == (2, entries) and table.is_contiguous()
+
+
 def forward(
     query: Tensor,
     key: Tensor,
     query_weight: Tensor | None,
     key_weight: Tensor | None,
-    positions: tuple[Tensor, Tensor, Tensor],
-    *,
-    axes_dim: tuple[int, int, int],
-    theta: float,
+    table: Tensor,
+    grid: Sequence[int],
+    axes_dim: Sequence[int],
+    time_per_sample: bool,
     eps: float,
-    norm: str | None,
+    norm: str,
     rotate_from: int,
     interleaved: bool,
-) -> tuple[tuple[Tensor, Tensor], Saved]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, tokens, heads, dim = query.shape
     assert key.shape == query.shape and key.dtype == query.dtype
+    _check_table(table, batch, grid, axes_dim, time_per_sample)
     acc = accumulation_torch(query.dtype)
-    table = rotary_table(positions, axes_dim, theta, acc)
-    time_per_sample = positions[0].ndim == 2
-    frames, rows, columns = positions[0].shape[-1], positions[1].numel(), positions[2].numel()
     outs = [torch.empty(query.shape, dtype=query.dtype, device=query.device) for _ in range(2)]
-    rstd_shape = {None: (0,), "across_heads": (batch, tokens), "per_head": (batch, tokens, heads)}[norm]
+    rstd_shape = {"none": (0,), "across_heads": (batch, tokens), "per_head": (batch, tokens, heads)}[norm]
     rstds = [torch.empty(rstd_shape, dtype=acc, device=query.device) for _ in range(2)]
     if query.numel():
         query, key = dense_last(query), dense_last(key)
@@ -166,8 +165,8 @@ def forward(
             _forward_kernel,
             (tokens, batch),
             query, key, _pointer(query_weight, table), _pointer(key_weight, table), *outs, *rstds,
-            table, table.shape[1], tokens, frames, rows, columns, rotate_from,
-            frames * (axes_dim[0] // 2) if time_per_sample else 0, dim if norm == "across_heads" else 0,
+            table, table.shape[1], tokens, *grid, rotate_from, _time_batch(grid, axes_dim, time_per_sample),
+            dim if norm == "across_heads" else 0,
             *query.stride()[:3], *key.stride()[:3],
             configs=(config(_warps(group * pairs, interleaved, query)),),
             Q_WEIGHTED=query_weight is not None,
@@ -185,7 +184,7 @@ def forward(
             R=axes_dim[1] // 2,
             C=axes_dim[2] // 2,
         )  # fmt: skip
-    return (outs[0], outs[1]), Saved(rstds[0], rstds[1], table, (frames, rows, columns), time_per_sample)
+    return outs[0], outs[1], rstds[0], rstds[1]
 
 
 def _pointer(tensor: Tensor | None, placeholder: Tensor) -> Tensor:
@@ -319,22 +318,26 @@ def backward(
     key: Tensor,
     query_weight: Tensor | None,
     key_weight: Tensor | None,
-    saved: Saved,
-    *,
-    axes_dim: tuple[int, int, int],
-    norm: str | None,
+    query_rstd: Tensor,
+    key_rstd: Tensor,
+    table: Tensor,
+    grid: Sequence[int],
+    axes_dim: Sequence[int],
+    time_per_sample: bool,
+    norm: str,
     rotate_from: int,
     interleaved: bool,
-    want_weights: tuple[bool, bool] = (False, False),
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    want_query_weight: bool,
+    want_key_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, tokens, heads, dim = query.shape
     assert grad_query.shape == grad_key.shape == key.shape == query.shape
     grads = [torch.empty(query.shape, dtype=query.dtype, device=query.device) for _ in range(2)]
-    weight_grads: list[Tensor | None] = [None, None]
+    weight_grads = [query.new_empty(0), query.new_empty(0)]
     groups, group, pairs = _head_tiles(heads, dim)
-    frames = saved.grid[0]
-    time_batch = frames * (axes_dim[0] // 2) if saved.time_per_sample else 0
-    place = (*saved.grid, rotate_from, time_batch)
+    _check_table(table, batch, grid, axes_dim, time_per_sample)
+    assert query_rstd.is_contiguous() and key_rstd.is_contiguous()
+    place = (*grid, rotate_from, _time_batch(grid, axes_dim, time_per_sample))
     constants = {
         "NORM": NORMS[norm],
         "HEADS": heads,
@@ -349,14 +352,13 @@ def backward(
     }
     configs = (config(_warps(group * pairs, interleaved, query)),)
     query, key, grad_query, grad_key = (dense_last(x) for x in (query, key, grad_query, grad_key))
-    table = saved.table
     if query.numel():
         launch(
             _backward_kernel,
             (tokens, batch),
             grad_query, grad_key, query, key,
             _pointer(query_weight, table), _pointer(key_weight, table), *grads,
-            saved.query_rstd, saved.key_rstd, table, table.shape[1], tokens, *place,
+            query_rstd, key_rstd, table, table.shape[1], tokens, *place,
             dim if norm == "across_heads" else 0,
             *grad_query.stride()[:3], *grad_key.stride()[:3], *query.stride()[:3], *key.stride()[:3],
             configs=configs,
@@ -365,9 +367,12 @@ def backward(
             GROUPS=groups,
             **constants,
         )  # fmt: skip
-    sides = ((grad_query, query, saved.query_rstd, query_weight), (grad_key, key, saved.key_rstd, key_weight))
-    for side, (grad, x, rstd, weight) in enumerate(sides):
-        if weight is None or not want_weights[side]:
+    sides = (
+        (grad_query, query, query_rstd, query_weight, want_query_weight),
+        (grad_key, key, key_rstd, key_weight, want_key_weight),
+    )
+    for side, (grad, x, rstd, weight, wanted) in enumerate(sides):
+        if weight is None or not wanted:
             continue
         splits, per_split = token_splits(tokens, 1)
         partials = torch.zeros(batch, splits, heads * dim, dtype=rstd.dtype, device=x.device)
