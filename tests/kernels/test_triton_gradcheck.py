@@ -1,87 +1,98 @@
-"""The backward kernels are the derivatives of the forward kernels, by finite differences in float64."""
+"""Gradients by finite differences in float64; schemas, fake kernels and tracing of the Triton ops."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
+import cases
+import parity
+import pytest
 import torch
+from interpreter import interpreted, poisoned_memory  # noqa: F401
 from torch import Tensor
-from triton_parity import interpreted, poisoned_memory, randn  # noqa: F401
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytestmark = interpreted()
 
-from fym_kernels.triton import head_attention, modulated_norm, motion_loss, qk_norm_rope  # noqa: E402
+import fym_kernels  # noqa: E402
+from fym_kernels.triton.library import NAMESPACE  # noqa: E402
+
+SMALL = {
+    "qk_norm_rope": {"grid": (2, 1, 1), "heads": 3, "axes_dim": (2, 2, 0)},
+    "modulated_norm": {"shape": (1, 2, 6)},
+    "gated_residual": {"shape": (1, 3, 4)},
+    "motion_loss": {"shape": (1, 1, 3, 1, 4), "motion_weight": 0.7},
+    "lora_qkv": {"heads": 2, "head_dim": 4, "active": (1,), "rank": 2, "tokens": 2, "d_in": 5},
+    "lora_linear": {"heads": 2, "head_dim": 4, "active": (0,), "rank": 2, "side": "in", "tokens": 2},
+    "head_attention": {
+        "kinds": (1, 2), "grid": (2, 1, 3), "dim": 4, "location_window": 1, "first_frame_sink": True,
+    },
+}  # fmt: skip
 
 
-def check(forward: Callable[..., tuple[Any, Any]], backward: Callable[..., Any], *inputs: Tensor) -> None:
-    """forward(*inputs) -> (outputs, saved); backward(grads, saved, *inputs) -> one gradient per input."""
+@pytest.mark.parametrize("op", SMALL)
+def test_finite_differences(op: str) -> None:
+    inputs = cases.MAKERS[op](torch.float64, **SMALL[op])
+    leaves, spec = pytree.tree_flatten(tuple(inputs))
+    at = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.requires_grad]
 
-    class Op(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *tensors: Tensor) -> Any:
-            outputs, ctx.saved = forward(*tensors)
-            ctx.save_for_backward(*tensors)
-            return outputs
+    def function(*tensors: Tensor) -> Any:
+        values = list(leaves)
+        for i, x in zip(at, tensors, strict=True):
+            values[i] = x
+        arguments, options = pytree.tree_unflatten(values, spec)
+        return getattr(fym_kernels, op)(*arguments, **options, backend="triton")
 
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> Any:
-            return backward(grads, ctx.saved, *ctx.saved_tensors)
-
-    leaves = [x.detach().clone().requires_grad_() for x in inputs]
-    assert torch.autograd.gradcheck(Op.apply, leaves, fast_mode=True)
+    assert torch.autograd.gradcheck(function, [leaves[i] for i in at], fast_mode=True)
 
 
-def random(*shape: int, seed: int) -> Tensor:
-    return randn(*shape, dtype=torch.float64, seed=seed)
+class _Record(TorchDispatchMode):
+    """Notes the calls of our ops, as they arrive below autograd."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == NAMESPACE:
+            self.calls.append((func, args))
+        return func(*args, **(kwargs or {}))
 
 
-def test_modulated_norm() -> None:
-    def forward(x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Any, Any]:
-        out, *saved = modulated_norm.forward(x, scale, shift, eps=1e-6)
-        return out, saved
+@pytest.mark.parametrize("op", SMALL)
+def test_opcheck(op: str) -> None:
+    """Schema, fake kernel, autograd registration and tracing agree with the kernels, forward and backward."""
+    inputs = cases.MAKERS[op](torch.float32, **SMALL[op])
+    with _Record() as record:
+        parity.run(op, inputs, "triton")
+    wanted = {
+        x.data_ptr() for x in pytree.tree_leaves(tuple(inputs)) if isinstance(x, Tensor) and x.requires_grad
+    }
+    assert {func._schema.name for func, _ in record.calls} >= {
+        f"{NAMESPACE}::{op}",
+        f"{NAMESPACE}::{op}_backward",
+    }
+    for func, args in record.calls:
+        forward = not func._schema.name.endswith("_backward")
 
-    def backward(grads: Any, saved: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Any:
-        return modulated_norm.backward(grads[0], x, scale, *saved)
+        def own(x: Any, forward: bool = forward) -> Any:
+            return (
+                x.detach().clone().requires_grad_(forward and x.data_ptr() in wanted)
+                if isinstance(x, Tensor)
+                else x
+            )
 
-    check(forward, backward, random(1, 2, 6, seed=0), random(1, 6, seed=1), random(1, 6, seed=2))
-
-
-def test_qk_norm_rope() -> None:
-    positions = (torch.tensor([0.5, -3.25], dtype=torch.float64), torch.arange(1), torch.arange(1))
-    options = {"axes_dim": (2, 2, 0), "norm": "across_heads", "rotate_from": 0, "interleaved": True}
-
-    def forward(q: Tensor, k: Tensor, qw: Tensor, kw: Tensor) -> tuple[Any, Any]:
-        return qk_norm_rope.forward(q, k, qw, kw, positions, theta=10.0, eps=1e-6, **options)
-
-    def backward(grads: Any, saved: Any, q: Tensor, k: Tensor, qw: Tensor, kw: Tensor) -> Any:
-        return qk_norm_rope.backward(*grads, q, k, qw, kw, saved, want_weights=(True, True), **options)
-
-    heads = [random(1, 2, 3, 4, seed=seed) for seed in range(2)]
-    check(forward, backward, *heads, *(random(12, seed=seed) for seed in (2, 3)))
-
-
-def test_motion_loss() -> None:
-    def forward(pred: Tensor, target: Tensor) -> tuple[Any, Any]:
-        return motion_loss.forward(pred, target, None, motion_weight=0.7)
-
-    def backward(grads: Any, saved: Any, pred: Tensor, target: Tensor) -> Any:
-        return tuple(
-            motion_loss.backward(grads[0], pred, target, saved, side=side) for side in ("pred", "target")
-        )
-
-    check(forward, backward, random(1, 1, 3, 1, 4, seed=0), random(1, 1, 3, 1, 4, seed=1))
+        torch.library.opcheck(func, pytree.tree_map(own, args))
 
 
-def test_head_attention() -> None:
-    kind = torch.tensor([1, 2], dtype=torch.int8)
-    options = {"location_window": 1, "first_frame_sink": True}
+@pytest.mark.parametrize("op", [*SMALL, "head_scores"])
+def test_traces_without_a_graph_break(op: str) -> None:
+    inputs = next(cases.of(op)).inputs(torch.float32)
 
-    def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Any, Any]:
-        out, lse = head_attention.forward(q, k, v, kind, (2, 1, 3), **options)
-        return out, (out, lse)
+    def step(arguments: Any, options: Any) -> Any:
+        return getattr(fym_kernels, op)(*arguments, **options, backend="triton")
 
-    def backward(grads: Any, saved: Any, q: Tensor, k: Tensor, v: Tensor) -> Any:
-        return head_attention.backward(grads[0], q, k, v, *saved, kind, (2, 1, 3), **options)
-
-    check(forward, backward, *(random(1, 6, 2, 4, seed=seed) for seed in range(3)))
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for a, b in zip(pytree.tree_leaves(compiled(*inputs)), pytree.tree_leaves(step(*inputs)), strict=True):
+        assert torch.equal(a, b)

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from interpreter import interpreted
 from torch import Tensor
-from triton_parity import interpreted, randn
 
 pytestmark = interpreted()
 
-from fym_kernels.triton import (  # noqa: E402
-    gated_residual,
-    head_attention,
-    head_scores,
-    low_rank,
-    modulated_norm,
-    motion_loss,
-    qk_norm_rope,
-)
+import fym_kernels  # noqa: E402
 
 FAR = 2**31 + 16  # elements between the samples: 4 GB of address space, of which a few KB are touched
 
@@ -34,29 +26,19 @@ def far_apart(storage: Tensor, x: Tensor) -> Tensor:
 
 
 def test_far_samples_give_the_same_bits_as_near_ones(storage: Tensor) -> None:
-    heads = randn(2, 2, 1, 8, dtype=torch.float16, seed=0)
-    flat, gate = heads.flatten(2), torch.ones(2, 8)
-    clip = randn(2, 1, 2, 1, 3, dtype=torch.float16, seed=1)
-    kind = torch.tensor([2], dtype=torch.int8)
-    positions = (torch.arange(2), torch.arange(1), torch.arange(1))
-    rope = {"axes_dim": (4, 2, 2), "theta": 9.0, "eps": 1e-6, "norm": "per_head", "rotate_from": 0}
-
-    def shrink(x: Tensor) -> Tensor:
-        s = torch.empty(4, 3)
-        low_rank.shrink(x, low_rank.columns_of(8, None, None, x), torch.ones(8, 3), s, 1.0)
-        return s
-
+    heads, clip = torch.randn(2, 2, 1, 8).half(), torch.randn(2, 1, 2, 1, 3).half()
+    flat, gate, square = heads.flatten(2), torch.ones(2, 8), torch.ones(8, 8).half()
+    kind, positions = torch.tensor([2], dtype=torch.int8), tuple(torch.arange(n) for n in (2, 1, 1))
+    factors = torch.ones(3, 8), torch.ones(8, 3)
     runs = (
-        (flat, lambda x: gated_residual.forward(x, x, gate)),
-        (flat, lambda x: modulated_norm.forward(x, gate, gate, eps=1e-6)[0]),
-        (flat, shrink),
-        (
-            heads,
-            lambda x: qk_norm_rope.forward(x, x, None, None, positions, interleaved=True, **rope)[0][0],
-        ),
-        (heads, lambda x: head_scores.forward(x, x, (2, 1, 1))[0]),
-        (heads, lambda x: head_attention.forward(x, x, x, kind, (2, 1, 1))[0]),
-        (clip, lambda x: motion_loss.forward(x, x * 2, None, motion_weight=1.0)[0]),
+        (flat, lambda x: fym_kernels.gated_residual(x, x, gate)),
+        (flat, lambda x: fym_kernels.modulated_norm(x, gate, gate)),
+        (flat, lambda x: fym_kernels.lora_linear(x, square, None, *factors, scale=1.0)),
+        (heads, lambda x: fym_kernels.qk_norm_rope(x, x, None, None, positions, axes_dim=(4, 2, 2))[0]),
+        (heads, lambda x: fym_kernels.head_scores(x, x, (2, 1, 1)).square),
+        (heads, lambda x: fym_kernels.head_attention(x, x, x, kind, (2, 1, 1))),
+        (clip, lambda x: fym_kernels.motion_loss(x, x * 2)),
     )
-    for x, run in runs:
-        assert torch.equal(run(far_apart(storage, x)), run(x))
+    with fym_kernels.use_backend("triton"):
+        for x, run in runs:
+            assert torch.equal(run(far_apart(storage, x)), run(x))
