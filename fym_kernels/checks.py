@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -37,9 +39,14 @@ def same_dtype(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
 
 def shape(name: str, value: Tensor, *allowed: tuple[int, ...]) -> None:
     """`value` must have one of the `allowed` shapes."""
-    if tuple(value.shape) not in allowed:
+    # size by size: torch.compile cannot compare whole tuples when some sizes are symbolic
+    if not any(_same(value.shape, sizes) for sizes in allowed):
         wanted = " or ".join(str(s) for s in allowed)
         raise ValueError(f"{name} must have shape {wanted}, got {tuple(value.shape)}")
+
+
+def _same(one: Sequence[int], other: Sequence[int]) -> bool:
+    return len(one) == len(other) and all(a == b for a, b in zip(one, other, strict=True))
 
 
 def rank(name: str, value: Tensor, letters: str) -> None:

@@ -88,11 +88,15 @@ def test_opcheck(op: str) -> None:
 
 @pytest.mark.parametrize("op", [*SMALL, "head_scores"])
 def test_traces_without_a_graph_break(op: str) -> None:
+    """With fixed sizes, and with symbolic ones."""
+    torch._dynamo.reset()
     inputs = next(cases.of(op)).inputs(torch.float32)
 
     def step(arguments: Any, options: Any) -> Any:
         return getattr(fym_kernels, op)(*arguments, **options, backend="triton")
 
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    for a, b in zip(pytree.tree_leaves(compiled(*inputs)), pytree.tree_leaves(step(*inputs)), strict=True):
-        assert torch.equal(a, b)
+    expected = pytree.tree_leaves(step(*inputs))
+    for dynamic in (False, True):
+        compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+        for a, b in zip(pytree.tree_leaves(compiled(*inputs)), expected, strict=True):
+            assert torch.equal(a, b)
