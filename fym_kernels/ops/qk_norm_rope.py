@@ -88,6 +88,7 @@ def _run(
             interleaved=interleaved,
         )
     time, row, column = positions
+    time_dim, row_dim, column_dim = axes_dim  # may have come as a list
     acc = accumulation_dtype(query.dtype)
     query_weight, key_weight = (
         w.to(acc) if w is not None and w.dtype == torch.float64 else w for w in (query_weight, key_weight)
@@ -97,7 +98,7 @@ def _run(
         key,
         query_weight,
         key_weight,
-        rotary_table(positions, tuple(axes_dim), theta, acc, query.device),
+        rotary_table(positions, (time_dim, row_dim, column_dim), theta, query.device, acc),
         [time.shape[-1], row.shape[0], column.shape[0]],
         list(axes_dim),
         time.ndim == 2,
@@ -150,11 +151,11 @@ def _fake_backward(
     want_query_weight: bool,
     want_key_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    weights = (
-        query.new_empty((0,)) if weight is None or not wanted else weight.new_empty(weight.shape)
-        for weight, wanted in ((query_weight, want_query_weight), (key_weight, want_key_weight))
-    )
-    return query.new_empty(query.shape), key.new_empty(key.shape), *weights
+    def grad(weight: Tensor | None, wanted: bool) -> Tensor:
+        return query.new_empty(0) if weight is None or not wanted else weight.new_empty(weight.shape)
+
+    grad_weights = grad(query_weight, want_query_weight), grad(key_weight, want_key_weight)
+    return query.new_empty(query.shape), key.new_empty(key.shape), *grad_weights
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

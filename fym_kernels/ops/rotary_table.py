@@ -21,8 +21,8 @@ def rotary_table(
     positions: tuple[Tensor, Tensor, Tensor],
     axes_dim: tuple[int, int, int],
     theta: float,
-    dtype: torch.dtype,
     device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """(2, entries) of `dtype` on `device`: cosines, then sines, of the float64 angles position theta^(-2j/n).
 
@@ -31,13 +31,13 @@ def rotary_table(
     is always seen; for those on another device, where looking would wait for it, the table is made anew.
     """
     if torch.compiler.is_compiling() or not all(type(p) is Tensor and p.is_cpu for p in positions):
-        return _build(positions, axes_dim, theta, dtype, device)
+        return _build(positions, axes_dim, theta, device, dtype)
     content = tuple((p.dtype, p.shape, p.detach().numpy().tobytes()) for p in positions)
-    key = content, axes_dim, theta, dtype, device
+    key = content, axes_dim, theta, device, dtype
     table = _tables.pop(key, None)
     if table is None:
         with torch.inference_mode(False):  # kept for later calls, which may want to save it
-            table = _build(tuple(p.detach().clone() for p in positions), axes_dim, theta, dtype, device)
+            table = _build(tuple(p.detach().clone() for p in positions), axes_dim, theta, device, dtype)
     _tables[key] = table
     while len(_tables) > KEPT:
         _tables.popitem(last=False)
@@ -48,8 +48,8 @@ def _build(
     positions: tuple[Tensor, ...],
     axes_dim: tuple[int, int, int],
     theta: float,
-    dtype: torch.dtype,
     device: torch.device,
+    dtype: torch.dtype,
 ) -> Tensor:
     angles = []
     for position, channels in zip(positions, axes_dim, strict=True):
