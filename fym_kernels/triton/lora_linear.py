@@ -69,7 +69,7 @@ def backward(
         shrink(grad, written, lora_b, grad_s, scale)
     grad_x, grad_a, grad_b = grad.new_empty(0), lora_a.new_empty(0), lora_b.new_empty(0)
     if want_x:
-        grad_x = (grad.reshape(batch * tokens, -1) @ weight).view(x.shape)
+        grad_x = (grad.flatten(0, 1) @ weight).view(x.shape)
         if updated:
             expand(grad_x, read, grad_s, lora_a, 1.0)
     if want_factors and updated:

@@ -93,7 +93,7 @@ def backward(
 
     grad_x, grad_a, grad_b = like.new_empty(0), stacked.new_empty(0), [b.new_empty(0) for b in lora_b]
     if want_x:
-        flat = [g.reshape(batch * tokens, -1) for g in grads]
+        flat = [g.flatten(0, 1) for g in grads]
         total = flat[0] @ weights[0]
         for grad, weight in zip(flat[1:], weights[1:], strict=True):
             total.addmm_(grad, weight)
