@@ -24,7 +24,7 @@ def rotary_table(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """(2, entries) of `dtype` on `device`: cosines, then sines, of the float64 angles position theta^(-2j/n).
+    """(2, entries) on `device`: cosines, then sines, of the float64 angles position * theta^(-2j/n).
 
     Entries: time (F' or B*F' positions) x axes_dim[0]/2 pairs, then rows x axes_dim[1]/2, then columns x
     axes_dim[2]/2, position-major. Positions on the CPU are recognised by their content, so a change in place
