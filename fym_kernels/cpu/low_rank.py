@@ -1,7 +1,7 @@
 """lora_qkv and lora_linear on the CPU: the base GEMMs are torch's, the low-rank update is added in place.
 
 s = x A^T for all factors A at once; y[active] += s (scale B)^T. Backward: dS = dy[active] (scale B),
-dB = dy[active]^T (scale s), dA = dS^T x, dx = dy W + dS A. The products of bfloat16 activations are taken in
+dB = scale dy[active]^T s, dA = dS^T x, dx = dy W + dS A. The products of bfloat16 activations are taken in
 bfloat16 with float32 sums (factors rounded to bfloat16), those of other dtypes in float32.
 """
 
@@ -110,13 +110,12 @@ def backward(
         return grad_x, grad_a, grad_b
     dtype = _product_dtype(x.dtype)
     grad_s = []
-    parts = zip(rows, written, lora_b, grad_b, _flat(s).split(ranks, 1), strict=True)
+    parts = zip(rows, written, lora_b, grad_b, _flat(s).to(dtype).split(ranks, 1), strict=True)
     for g, runs, b, out, part in parts:
         active = _columns(g, runs) if runs else g[:, :0].to(dtype)
-        scaled = (b * scale).to(dtype)
-        grad_s.append(active @ scaled)
+        grad_s.append(active @ (b * scale).to(dtype))
         if want_factors:
-            out.copy_(active.T @ (part * scale).to(dtype))
+            out.copy_(active.T @ part).mul_(scale)
     all_s = torch.cat(grad_s, 1)
     if want_x:
         _add(_flat(grad_x), read, all_s, torch.cat(list(lora_a)).to(dtype))
