@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,12 +45,14 @@ def training_step(
     return run
 
 
-def rows(rounds: int, with_compile: bool) -> list[Row]:
+@contextmanager
+def steps(with_compile: bool) -> Iterator[tuple[dict[str, Call], int]]:
+    """A training step for each side, to be called inside, and the tokens of the picked frames."""
     family = load_family("embedded")
     text = family.encode_prompts(["a red circle"])
     pixels = torch.zeros(FRAMES, family.default_height, family.default_width, 3, dtype=torch.uint8)
     full = torch.randn_like(family.encode_video(pixels))[None]
-    index = sparse_frames(FRAMES, SPARSE)
+    positions = time_positions(sparse_frames(FRAMES, SPARSE), FRAMES)
     picked = full[:, :, : latent_frames(SPARSE)].contiguous()
 
     stock: Any = copy.deepcopy(family.transformer)
@@ -63,10 +65,8 @@ def rows(rounds: int, with_compile: bool) -> list[Row]:
     def our_loss(*arguments: Any) -> Tensor:
         return ours.tuning_loss(family, *arguments)
 
-    with ExitStack() as stack:
-        positions = time_positions(index, FRAMES)
-        adapters = [(spatial, 1.0), (temporal, 1.0)]
-        stack.enter_context(family.attention(adapters=adapters, time_positions=positions))
+    adapters = [(spatial, 1.0), (temporal, 1.0)]
+    with family.attention(adapters=adapters, time_positions=positions):
         calls = {
             "ours": training_step(family, our_loss, list(temporal.parameters()), picked, text),
             "naive": training_step(family, naive_loss(stock), trained, picked, text),
@@ -77,11 +77,15 @@ def rows(rounds: int, with_compile: bool) -> list[Row]:
             step = training_step(family, naive_loss(model), trained, picked, text)
             if runs(step):
                 calls["compile"] = step
+        yield calls, family.tokens(SPARSE, family.default_height, family.default_width)
+
+
+def rows(rounds: int, with_compile: bool) -> list[Row]:
+    with steps(with_compile) as (calls, tokens):
         timings = interleave(calls, rounds)
         extra = {name: extra_rss(call) for name, call in calls.items()}
     seconds = {name: timing.median for name, timing in timings.items()}
     ratios = {f"× {name}": seconds[name] / seconds["ours"] for name in seconds if name != "ours"}
-    tokens = family.tokens(SPARSE, family.default_height, family.default_width)
     detail: dict[str, Any] = {name: timing.as_dict() for name, timing in timings.items()}
     detail |= {"tokens": tokens, "extra_rss_mib": extra}
     return [
