@@ -1,6 +1,7 @@
 # make demo   the whole job on the embedded model: runs/demo/report.html
 # make test   the test suite
 # make lint   ruff and mypy
+# make install-matrix  every way to install, each tried in an environment of its own
 # make setup  what the others do first: a virtual environment with everything pinned, and the extension built in place
 #
 # PYTHON picks the interpreter, VENV the environment's folder, PIP_ARGS what pip is given besides (an index, say).
@@ -14,7 +15,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(PIP_ARGS)
 BUILT_FROM := pyproject.toml setup.py constraints.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu*')
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test lint install-matrix
 
 setup: $(READY)
 
@@ -36,3 +37,6 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+install-matrix: setup
+	PYTHON=$(BIN)/python .ci/install_matrix
