@@ -1,8 +1,8 @@
 """How time and memory grow with the length of the clip and with the rank. Run `python -m benchmarks.scaling`.
 
 qk_norm_rope at 480 x 832 and a Wan block's training step at 240 x 416, for clips of 1 to 81 frames, and
-lora_qkv for ranks 4 to 256; all at the width of Wan 2.1 1.3B in bfloat16. Writes benchmarks/results/scaling.json and
-docs/images/scaling-*.png. --plot only draws the figures that are there.
+lora_qkv for ranks 4 to 256, all at the width of Wan 2.1 1.3B in bfloat16. Writes
+benchmarks/results/scaling.json and docs/images/scaling-*.png; --plot only draws the figures that are there.
 """
 
 from __future__ import annotations
