@@ -1,4 +1,4 @@
-"""head_attention and head_scores on the CPU: against dense masks, for every instruction set and kind of head."""
+"""head_attention and head_scores on the CPU: against dense masks, for every instruction set and kind."""
 
 from __future__ import annotations
 
@@ -63,8 +63,9 @@ def assert_attention(kinds, grid, dim, dtype, options, *, batch=2, factor=1.5) -
 @pytest.mark.parametrize("kinds", KINDS.values(), ids=KINDS.keys())
 @each_dtype
 def test_attention_and_every_gradient(dtype, kinds, options) -> None:
-    # for spatial heads it is torch's, whose exp is good to 20 units in the last place: seen in float32 only
-    factor = 4 if dtype == torch.float32 and 1 in kinds else 1.5
+    # the backward pass rebuilds p from a logsumexp rounded to float32, which only float32 shows; torch's own
+    # flash attention, which the spatial heads run on, is off by up to 4 x the naive path there
+    factor = 6 if dtype == torch.float32 else 1.5
     assert_attention(kinds, GRID, 40, dtype, options, factor=factor)
 
 
@@ -79,7 +80,8 @@ def test_temporal_heads_for_each_instruction_set(dim: int) -> None:
 @given(
     grid=st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4)),
     kinds=st.lists(st.integers(0, 2), min_size=1, max_size=6), dim=st.integers(1, 20),
-    batch=st.integers(1, 3), dtype=st.sampled_from(truth.LOW_DTYPES), options=st.sampled_from([*WINDOWS.values()]),
+    batch=st.integers(1, 3), dtype=st.sampled_from(truth.LOW_DTYPES),
+    options=st.sampled_from([*WINDOWS.values()]),
 )  # fmt: skip
 def test_attention_of_any_shape(grid, kinds, dim, batch, dtype, options) -> None:
     # the maxima of as little as one token's roundings differ more than those of a few hundred
