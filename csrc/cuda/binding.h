@@ -14,7 +14,7 @@
 
 #include "common.cuh"
 
-#include <launch.h>  // not by quotes: the emulator puts its own first on the path
+#include <launch.h>  // the emulator has its own
 
 namespace fym::gpu {
 

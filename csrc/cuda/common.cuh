@@ -2,7 +2,7 @@
 //
 // A second launch bound of 1 keeps the assembler from spilling a few registers to fit one more block.
 //
-// Every access to global memory goes through __ldg and __stwb, and all shared memory is dynamic: so the emulator in
+// Every access to global memory goes through access.h, and all shared memory is dynamic: so the emulator in
 // tests/emulator sees both. Each op's header ends with host functions that choose template and grid; `launch` is
 // called as launch(kernel, grid, threads, shared_bytes, arguments).
 #pragma once
@@ -12,6 +12,8 @@
 
 #include <cstddef>
 #include <cstdint>
+
+#include <access.h>  // not by quotes: the emulator puts its own first on the path
 
 namespace fym::gpu {
 
@@ -97,14 +99,14 @@ __device__ Pack<T, N> load(const T* from, int64_t left) {
   if constexpr (Wide) {
 #pragma unroll
     for (int i = 0; i < Pack<T, N>::words_of_pack / 4; ++i) {
-      const uint4 vector = __ldg(reinterpret_cast<const uint4*>(from) + i);
+      const uint4 vector = read(reinterpret_cast<const uint4*>(from) + i);
       pack.words[4 * i] = vector.x, pack.words[4 * i + 1] = vector.y;
       pack.words[4 * i + 2] = vector.z, pack.words[4 * i + 3] = vector.w;
     }
   } else {
     float values[N];
 #pragma unroll
-    for (int i = 0; i < N; ++i) values[i] = i < left ? to_float(__ldg(from + i)) : 0.0f;
+    for (int i = 0; i < N; ++i) values[i] = i < left ? to_float(read(from + i)) : 0.0f;
 #pragma unroll
     for (int i = 0; i < Pack<T, N>::words_of_pack; ++i)
       pack.words[i] = Word<T>::pack(values + i * Word<T>::elements);
@@ -121,12 +123,12 @@ __device__ void store(T* to, const float (&values)[N], int64_t left) {
   if constexpr (Wide) {
 #pragma unroll
     for (int i = 0; i < Pack<T, N>::words_of_pack / 4; ++i)
-      __stwb(reinterpret_cast<uint4*>(to) + i,
+      write(reinterpret_cast<uint4*>(to) + i,
              make_uint4(words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3]));
   } else {
 #pragma unroll
     for (int i = 0; i < N; ++i)
-      if (i < left) __stwb(to + i, from_float<T>(values[i]));
+      if (i < left) write(to + i, from_float<T>(values[i]));
   }
 }
 
@@ -197,13 +199,13 @@ __global__ void __launch_bounds__(warp_size* sum_groups) sum_parts_kernel(const 
   if (column < a.width) {
     const float* from = a.parts + batch * a.count * a.stride + column;
 #pragma unroll 8
-    for (int64_t part = group; part < a.count; part += sum_groups) sum += __ldg(from + part * a.stride);
+    for (int64_t part = group; part < a.count; part += sum_groups) sum += read(from + part * a.stride);
   }
   shared_memory[threadIdx.x] = sum;
   __syncthreads();
   if (group == 0 && column < a.width) {
     for (int other = 1; other < sum_groups; ++other) sum += shared_memory[other * warp_size + lane];
-    __stwb(a.out + batch * a.width + column, from_float<Out>(sum));
+    write(a.out + batch * a.width + column, from_float<Out>(sum));
   }
 }
 

@@ -57,8 +57,8 @@ __global__ void __launch_bounds__(norm_most_threads, 1) modulated_norm_kernel(co
   const float variance = block_sum(squares, shared_memory + blockDim.x / warp_size) / a.width;
   const float rstd = 1.0f / sqrtf(variance + a.eps);
   if (threadIdx.x == 0) {
-    __stwb(a.mean + row, mean);
-    __stwb(a.rstd + row, rstd);
+    write(a.mean + row, mean);
+    write(a.rstd + row, rstd);
   }
 #pragma unroll
   for (int v = 0; v < Vectors; ++v) {
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(norm_most_threads, 1)
   float scale_sum[Sums ? Vectors : 1][N] = {}, shift_sum[Sums ? Vectors : 1][N] = {};
   for (int64_t s = start; s < end; ++s) {
     const int64_t row = b * a.tokens + s;
-    const float mean = __ldg(a.mean + row), rstd = __ldg(a.rstd + row);
+    const float mean = read(a.mean + row), rstd = read(a.rstd + row);
     Pack<T, N> grads[Vectors], xs[Vectors];
 #pragma unroll
     for (int v = 0; v < Vectors; ++v) {

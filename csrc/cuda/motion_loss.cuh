@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(motion_threads) motion_statistics_kernel(const
   for (int other = 0; other < motion_threads / warp_size; ++other)
     total += shared_memory[other * motion_sums + threadIdx.x];
   const int64_t part = (b * a.size.channels + c) * a.pixel_tiles + tile;
-  __stwb(a.partials + (part * motion_statistics + threadIdx.x / motion_frames) * a.size.frames + t, total);
+  write(a.partials + (part * motion_statistics + threadIdx.x / motion_frames) * a.size.frames + t, total);
 }
 
 // sums (B,4,T), weight (B) or null -> loss (), coefficients (B,3,T): what a frame pair's own, the other clip's and,
@@ -128,30 +128,30 @@ static __global__ void __launch_bounds__(warp_size) motion_finish_kernel(const M
   const float pair_weight = pairs > 0 ? a.motion_weight / pairs : 0.0f;
   float loss = 0.0f;
   for (int64_t b = 0; b < a.size.batch; ++b) {
-    const float error_scale = 2.0f * (a.weight ? __ldg(a.weight + b) : 1.0f) / elements;
-    if (threadIdx.x == 0) __stwb(a.error_scale + b, error_scale);
+    const float error_scale = 2.0f * (a.weight ? read(a.weight + b) : 1.0f) / elements;
+    if (threadIdx.x == 0) write(a.error_scale + b, error_scale);
     for (int64_t t = threadIdx.x; t < frames; t += warp_size) {
       const float* sums = a.sums + b * motion_statistics * frames + t;
       float* coefficients = a.coefficients + b * 3 * frames + t;
-      loss += 0.5f * error_scale * __ldg(sums);
+      loss += 0.5f * error_scale * read(sums);
       float own_pred = 0.0f, other = 0.0f, own_target = 0.0f;
       if (t > 0 && pair_weight != 0.0f) {
-        const float norm = fmaxf(sqrtf(__ldg(sums + 2 * frames)), motion_smallest_norm);
-        const float norm_target = fmaxf(sqrtf(__ldg(sums + 3 * frames)), motion_smallest_norm);
-        const float cosine = __ldg(sums + frames) / norm / norm_target;
+        const float norm = fmaxf(sqrtf(read(sums + 2 * frames)), motion_smallest_norm);
+        const float norm_target = fmaxf(sqrtf(read(sums + 3 * frames)), motion_smallest_norm);
+        const float cosine = read(sums + frames) / norm / norm_target;
         loss += pair_weight * (1.0f - cosine);
         // d(-cosine)/da = cosine a / |a|^2 - b / (|a| |b|); a clamped norm is a constant
         if (norm > motion_smallest_norm) own_pred = pair_weight * cosine / norm / norm;
         if (norm_target > motion_smallest_norm) own_target = pair_weight * cosine / norm_target / norm_target;
         other = -pair_weight / norm / norm_target;
       }
-      __stwb(coefficients, own_pred);
-      __stwb(coefficients + frames, other);
-      __stwb(coefficients + 2 * frames, own_target);
+      write(coefficients, own_pred);
+      write(coefficients + frames, other);
+      write(coefficients + 2 * frames, own_target);
     }
   }
   loss = warp_sum(loss);
-  if (threadIdx.x == 0) __stwb(a.loss, loss);
+  if (threadIdx.x == 0) write(a.loss, loss);
 }
 
 // The gradient of `own`, contiguous. own_factor, other_factor: rows of coefficients, `factor_stride` apart between
@@ -182,15 +182,15 @@ __global__ void __launch_bounds__(motion_threads) motion_gradient_kernel(const M
     owns[f] = load<Wide, N>(a.own.at(b, c, t) + pixel, left);
     others[f] = load<Wide, N>(a.other.at(b, c, t) + pixel, left);
   }
-  const float grad_loss = __ldg(a.grad_loss), error_scale = __ldg(a.error_scale + b);
+  const float grad_loss = read(a.grad_loss), error_scale = read(a.error_scale + b);
   float before[N] = {}, own[N], other[N];  // the pair gradient of the frame and the one before
 #pragma unroll
   for (int f = 0; f < motion_frames + 1; ++f) {
     const int64_t t = first + f;  // the pair (t - 1, t); its gradient completes frame t - 1
     float step[N] = {}, after[N] = {};
     if (t > 0 && t < frames) {
-      const float own_factor = __ldg(a.own_factor + b * 3 * frames + t);
-      const float other_factor = __ldg(a.other_factor + b * 3 * frames + t);
+      const float own_factor = read(a.own_factor + b * 3 * frames + t);
+      const float other_factor = read(a.other_factor + b * 3 * frames + t);
       float own_after[N], other_after[N];
       owns[f].unpack(own), others[f].unpack(other);
       owns[f + 1].unpack(own_after), others[f + 1].unpack(other_after);

@@ -40,8 +40,10 @@ static void check_heads(const Tensor& query, const Tensor& key) {
   STD_TORCH_CHECK(query.dim() == 4, "query must be (B,S,H,D)");
   check_same_shape("key", key, "query", query);
   STD_TORCH_CHECK(query.size(0) <= most_samples, "query must have at most ", most_samples, " samples");
-  STD_TORCH_CHECK(query.size(2) * query.size(3) <= rope_most_width && query.size(3) <= rope_most_dim,
-                  "query must have H * D <= ", rope_most_width, " and D <= ", rope_most_dim, " on the cuda backend");
+  with_storage_type("query", query, [&](auto storage) {
+    STD_TORCH_CHECK(rope_fits<decltype(storage)>(query.size(2), query.size(3)), "query must have at most ",
+                    rope_most_width, " channels a token on the cuda backend, with D rounded up to 32 bytes");
+  });
 }
 
 // A few thousand numbers, read as float32.

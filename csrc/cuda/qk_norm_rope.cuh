@@ -11,13 +11,15 @@
 namespace fym::gpu {
 
 constexpr int rope_most_threads = 512;
-constexpr int rope_most_heads = 2;  // of a thread
 
 enum Norm : int { norm_none = 0, norm_across_heads = 1, norm_per_head = 2 };
 
-// The most channels of a token and of a head that the threads of a block hold in registers, in float32.
+// Channels of a token that the threads of a block hold in registers; heads count in whole units.
 constexpr int64_t rope_most_width = 8192;
-constexpr int64_t rope_most_dim = 2048;
+
+// Heads of a thread in the widest token.
+template <class T>
+constexpr int rope_most_heads = rope_most_width / rope_most_threads / (2 * vector_elements<T>);
 
 // The rows of a (B,S,H,D) tensor with dense D.
 template <class T>
@@ -63,7 +65,7 @@ struct TokenAngles {
   __device__ float2 operator()(const Rotary& r, int pair) const {
     if (!turns || pair >= r.time_pairs + r.row_pairs + r.column_pairs) return make_float2(1.0f, 0.0f);
     const int64_t start = pair < r.time_pairs ? time : pair < r.time_pairs + r.row_pairs ? row : column;
-    return make_float2(__ldg(r.table + start + pair), __ldg(r.table + r.entries + start + pair));
+    return make_float2(read(r.table + start + pair), read(r.table + r.entries + start + pair));
   }
 };
 
@@ -145,7 +147,7 @@ struct QkNormRope {
 template <class T>
 size_t rope_shared_bytes(int units, unsigned threads) {
   const size_t angles = 2 * static_cast<size_t>(units) * vector_elements<T>;
-  return (angles + static_cast<size_t>(rope_most_heads) * threads) * sizeof(float);
+  return (angles + static_cast<size_t>(rope_most_heads<T>) * threads) * sizeof(float);
 }
 
 template <int N>
@@ -233,12 +235,12 @@ __global__ void __launch_bounds__(rope_most_threads, Wide ? 2 : 1) qk_norm_rope_
   }
 #pragma unroll
   for (int h = 0; h < HeadsOfThread; ++h) rstd[h] = p.norm == norm_none ? 1.0f : 1.0f / sqrtf(rstd[h] + p.eps);
-  if (p.norm == norm_across_heads && threadIdx.x == 0) __stwb(side.rstd + row, rstd[0]);
+  if (p.norm == norm_across_heads && threadIdx.x == 0) write(side.rstd + row, rstd[0]);
 #pragma unroll
   for (int h = 0; h < HeadsOfThread; ++h) {
     const int head = first_head + h * p.heads_at_once;
     if (!works || head >= p.heads) continue;
-    if (p.norm == norm_per_head && unit == 0) __stwb(side.rstd + row * p.heads + head, rstd[h]);
+    if (p.norm == norm_per_head && unit == 0) write(side.rstd + row * p.heads + head, rstd[h]);
     const int64_t offset = Unit<T, Interleaved, Wide>::offset(unit);
     x[h].unpack(a, c);
     float cosine[N], sine[N], out_a[N], out_c[N];
@@ -299,7 +301,7 @@ __global__ void __launch_bounds__(rope_most_threads, 1) qk_norm_rope_backward_ke
       for (int i = 0; i < N; ++i) ga[h][i] *= a[i], gc[h][i] *= c[i];
     }
     if (p.norm == norm_none) continue;
-    rstd[h] = __ldg(side.rstd + (p.norm == norm_across_heads ? row : row * p.heads + head));
+    rstd[h] = read(side.rstd + (p.norm == norm_across_heads ? row : row * p.heads + head));
     x[h].unpack(a, c);
 #pragma unroll
     for (int i = 0; i < N; ++i) mean[h] += (ga[h][i] * a[i] + gc[h][i] * c[i]) * rstd[h];
@@ -352,7 +354,7 @@ __global__ void __launch_bounds__(rope_weight_threads, 1) qk_norm_rope_weight_ke
     grad.load(p.grad.at(b, s, head) + offset, unit, p.dim);
     x.load(p.x.at(b, s, head) + offset, unit, p.dim);
     const int64_t row = b * p.tokens + s;
-    const float rstd = __ldg(p.rstd + (p.norm == norm_across_heads ? row : row * p.heads + head));
+    const float rstd = read(p.rstd + (p.norm == norm_across_heads ? row : row * p.heads + head));
     const TokenAngles angles(p.rotary, b, s);
     float ga[N], gc[N], a[N], c[N];
     grad.unpack(ga, gc), x.unpack(a, c);
@@ -376,10 +378,17 @@ struct RopeShape {
 template <class T>
 RopeShape rope_shape(int64_t heads, int64_t dim, bool wide) {
   const int64_t units = ceil_div(dim / 2, vector_elements<T>);
-  const int of_thread = wide && units * heads <= rope_most_threads ? 1 : rope_most_heads;
+  const int of_thread = wide && units * heads <= rope_most_threads ? 1 : rope_most_heads<T>;
   const int64_t at_once = ceil_div(heads, of_thread);
   return {static_cast<int>(units), of_thread, static_cast<int>(at_once),
           static_cast<unsigned>(round_up(units * at_once, warp_size))};
+}
+
+// Whether a block can hold a token.
+template <class T>
+bool rope_fits(int64_t heads, int64_t dim) {
+  constexpr int unit = 2 * vector_elements<T>;
+  return round_up(dim, unit) * heads <= rope_most_width && dim <= rope_weight_threads * unit;
 }
 
 template <class T, template <bool, int, bool> class Kernel, class Launch>
@@ -387,12 +396,13 @@ void launch_rope(QkNormRope<T> p, bool interleaved, bool wide, Launch& launch) {
   if (p.batch * p.tokens * p.heads * p.dim == 0) return;
   const RopeShape shape = rope_shape<T>(p.heads, p.dim, wide);
   p.units = shape.units, p.heads_at_once = shape.heads_at_once;
-  const auto kernel = interleaved ? (!wide                        ? Kernel<true, 2, false>::value
+  constexpr int most = rope_most_heads<T>;
+  const auto kernel = interleaved ? (!wide                        ? Kernel<true, most, false>::value
                                      : shape.heads_of_thread == 1 ? Kernel<true, 1, true>::value
-                                                                  : Kernel<true, 2, true>::value)
-                                  : (!wide                        ? Kernel<false, 2, false>::value
+                                                                  : Kernel<true, most, true>::value)
+                                  : (!wide                        ? Kernel<false, most, false>::value
                                      : shape.heads_of_thread == 1 ? Kernel<false, 1, true>::value
-                                                                  : Kernel<false, 2, true>::value);
+                                                                  : Kernel<false, most, true>::value);
   const dim3 grid(static_cast<unsigned>(p.tokens), static_cast<unsigned>(p.batch), 2);
   launch(kernel, grid, shape.threads, rope_shared_bytes<T>(shape.units, shape.threads), p);
 }

@@ -1,5 +1,6 @@
 // Small kernels with one fault each: the test asks that the emulator notices every one of them.
 
+#include <access.h>
 #include <cuda_bf16.h>
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -7,7 +8,9 @@
 namespace fym::gpu {
 extern __shared__ __align__(16) float shared_memory[];
 }
+using fym::gpu::read;
 using fym::gpu::shared_memory;
+using fym::gpu::write;
 
 namespace {
 
@@ -23,28 +26,28 @@ template <bool BarrierBeforeReading, bool BarrierBeforeWritingAgain>
 __global__ void sum_twice(Arguments a) {
   float total = 0.0f;
   for (int round = 0; round < 2; ++round) {
-    shared_memory[threadIdx.x] = __ldg(a.in + threadIdx.x) * (round + 1);
+    shared_memory[threadIdx.x] = read(a.in + threadIdx.x) * (round + 1);
     if constexpr (BarrierBeforeReading) __syncthreads();
     for (unsigned i = 0; i < threads; ++i) total += shared_memory[i];
     if constexpr (BarrierBeforeWritingAgain) __syncthreads();
   }
-  __stwb(a.out + threadIdx.x, total / 3.0f);
+  write(a.out + threadIdx.x, total / 3.0f);
 }
 
 __global__ void shuffled_sum(Arguments a) {
-  float value = __ldg(a.in + threadIdx.x);
+  float value = read(a.in + threadIdx.x);
   for (int lanes = 16; lanes > 0; lanes /= 2) value += __shfl_xor_sync(all_lanes, value, lanes);
   shared_memory[threadIdx.x / 32] = value;
   __syncthreads();
-  __stwb(a.out + threadIdx.x, shared_memory[0] + shared_memory[1]);
+  write(a.out + threadIdx.x, shared_memory[0] + shared_memory[1]);
 }
 
 __global__ void shuffled_down(Arguments a) {
-  float value = __ldg(a.in + threadIdx.x);
+  float value = read(a.in + threadIdx.x);
   for (unsigned lanes = 16; lanes > 0; lanes /= 2) value += __shfl_down_sync(all_lanes, value, lanes);
   if (threadIdx.x % 32 == 0) shared_memory[threadIdx.x / 32] = value;
   __syncthreads();
-  __stwb(a.out + threadIdx.x, shared_memory[0] + shared_memory[1]);
+  write(a.out + threadIdx.x, shared_memory[0] + shared_memory[1]);
 }
 
 __global__ void barrier_in_branch(Arguments) {
@@ -52,16 +55,16 @@ __global__ void barrier_in_branch(Arguments) {
 }
 
 __global__ void shuffle_in_branch(Arguments a) {
-  if (threadIdx.x % 2) __stwb(a.out, __shfl_xor_sync(all_lanes, 1.0f, 1));
+  if (threadIdx.x % 2) write(a.out, __shfl_xor_sync(all_lanes, 1.0f, 1));
 }
 
-__global__ void read_beyond(Arguments a) { __stwb(a.out + threadIdx.x, __ldg(a.in + threadIdx.x + 1)); }
+__global__ void read_beyond(Arguments a) { write(a.out + threadIdx.x, read(a.in + threadIdx.x + 1)); }
 
-__global__ void write_beyond(Arguments a) { __stwb(a.out + threadIdx.x + 1, 0.0f); }
+__global__ void write_beyond(Arguments a) { write(a.out + threadIdx.x + 1, 0.0f); }
 
-__global__ void write_to_input(Arguments a) { __stwb(const_cast<float*>(a.in) + threadIdx.x, 0.0f); }
+__global__ void write_to_input(Arguments a) { write(const_cast<float*>(a.in) + threadIdx.x, 0.0f); }
 
-__global__ void misaligned(Arguments a) { __ldg(reinterpret_cast<const uint4*>(a.in + 1)); }
+__global__ void misaligned(Arguments a) { read(reinterpret_cast<const uint4*>(a.in + 1)); }
 
 __global__ void beyond_shared(Arguments) { shared_memory[threadIdx.x + 1] = 0.0f; }
 

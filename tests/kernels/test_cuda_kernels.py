@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import mmap
+
 import emulated
 import pytest
 import torch
@@ -157,6 +160,40 @@ def test_still_clips_have_no_direction() -> None:
     torch.testing.assert_close(loss, reference.motion_loss(pred, target))
     grads = (torch.autograd.grad(value, pred)[0] for value in (loss, reference.motion_loss(pred, target)))
     torch.testing.assert_close(*grads, rtol=1e-5, atol=0)  # numbers around 1e5: a clamped norm is 1e-8
+
+
+FAR = 1 << 31  # elements between rows; the pages in between are never touched
+
+
+def far_apart(*shape: int) -> torch.Tensor:
+    """bfloat16 zeros of `shape` whose second dimension has a stride of FAR, filled with random numbers."""
+    row = math.prod(shape[2:])
+    memory = mmap.mmap(-1, 2 * (FAR * (shape[1] - 1) + row))
+    flat = torch.frombuffer(memory, dtype=torch.bfloat16)
+    inner = [math.prod(shape[i + 1 :]) for i in range(2, len(shape))]
+    view = flat.as_strided(shape, (row, FAR, *inner))
+    return view.copy_(torch.randn(shape))
+
+
+@pytest.mark.parametrize("op", emulated.OPS)
+def test_offsets_beyond_two_billion_elements(op: str) -> None:
+    """The same bits as from dense copies, forward and backward."""
+    if op == "motion_loss":
+        x, y, others, options = far_apart(1, 2, 3, 2, 4), far_apart(1, 2, 3, 2, 4), (), {"motion_weight": 2.0}
+    elif op == "qk_norm_rope":
+        x, y = far_apart(1, 3, 2, 16), far_apart(1, 3, 2, 16)
+        others = (None, None, tuple(torch.ones(n) for n in (3, 1, 1)))
+        options = {"axes_dim": (8, 4, 4), "norm": "per_head", "rotate_from": 0, "interleaved": True}
+        options |= PUBLIC_DEFAULTS[op]
+    else:
+        x, y, others, options = far_apart(1, 3, 16), far_apart(1, 3, 16), (torch.randn(1, 16),), {}
+    results = []
+    for tensors in ((x, y), (x.contiguous(), y.contiguous())):
+        leaves = [t.detach().requires_grad_() for t in tensors]
+        out = emulated.function(op)(*leaves, *others, **options)
+        out = sum(o.sum() for o in out) if isinstance(out, tuple) else out.sum()
+        results.append([out.detach(), *torch.autograd.grad(out, leaves)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_what_a_block_cannot_hold_is_refused() -> None:

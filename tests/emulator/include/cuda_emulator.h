@@ -2,8 +2,8 @@
 //
 // A block's threads are fibers. They change only at barriers and shuffles, where one is picked at random, so a missing
 // barrier shows as a wrong number in one order or another. Shared memory is filled with nan before each block and has
-// a guard behind it. Loads and stores through __ldg and __stwb must lie in memory that was declared, be aligned, and
-// write only what is writable. What goes wrong is noted, not thrown: see emulator::error().
+// a guard behind it. Accesses through access.h must lie in memory that was declared, be aligned, and write only what
+// is writable. What goes wrong is noted, not thrown: see emulator::error().
 #pragma once
 
 #include <cmath>
@@ -79,19 +79,6 @@ inline float __shfl_down_sync(unsigned mask, float value, unsigned delta) {
   const unsigned lane = threadIdx.x % emulator::warp_size;
   const unsigned source = lane + delta < emulator::warp_size ? lane + delta : lane;
   return __uint_as_float(emulator::shuffle(mask, __float_as_uint(value), source));
-}
-
-template <class T>
-T __ldg(const T* from) {
-  emulator::check(from, sizeof(T), false);
-  T value;
-  std::memcpy(static_cast<void*>(&value), from, sizeof value);
-  return value;
-}
-template <class T>
-void __stwb(T* to, T value) {
-  emulator::check(to, sizeof(T), true);
-  std::memcpy(static_cast<void*>(to), &value, sizeof value);
 }
 
 // bfloat16 and half, rounded to nearest even as the hardware does.
