@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_parity import native
+from test_parity import require
 from torch import Tensor
+
+import fym_kernels
 
 TOKENS, HEADS, DIM = 32760, 12, 128  # Wan 1.3B, 81 frames of 480 x 832
 LATENT = (1, 16, 21, 480, 832)  # larger than a real latent: that one is done before a timer sees it
@@ -38,39 +40,48 @@ def random(*shape: int, grad: bool = True) -> Tensor:
     return torch.randn(*shape, device="cuda", dtype=torch.bfloat16).requires_grad_(grad)
 
 
-def gated_residual(run):  # type: ignore[no-untyped-def]
+# what to call, the leaves of its gradient, and passes over an activation: forward, backward
+Problem = tuple[Callable[[], object], tuple[Tensor, ...], int, int]
+
+
+def gated_residual(backend: str) -> Problem:
     x, y = random(1, TOKENS, HEADS * DIM), random(1, TOKENS, HEADS * DIM)
     gate = torch.randn(1, HEADS * DIM, device="cuda")
-    return lambda: run(x, y, gate), (y,), 3, 2
+    run = fym_kernels.gated_residual
+    return lambda: run(x, y, gate, backend=backend), (y,), 3, 2
 
 
-def modulated_norm(run):  # type: ignore[no-untyped-def]
+def modulated_norm(backend: str) -> Problem:
     x, scale = random(1, TOKENS, HEADS * DIM), torch.randn(1, HEADS * DIM, device="cuda")
-    return lambda: run(x, scale, scale), (x,), 2, 3
+    run = fym_kernels.modulated_norm
+    return lambda: run(x, scale, scale, backend=backend), (x,), 2, 3
 
 
-def qk_norm_rope(run):  # type: ignore[no-untyped-def]
+def qk_norm_rope(backend: str) -> Problem:
     query, key = (random(1, TOKENS, HEADS, DIM) for _ in range(2))
     weight = torch.ones(HEADS * DIM, device="cuda")
     positions = tuple(torch.arange(n, device="cuda") for n in (21, 30, 52))
-    options = {"axes_dim": (44, 42, 42), "theta": 1e4, "eps": 1e-6, "norm": "across_heads", "rotate_from": 0}
 
-    def forward():  # type: ignore[no-untyped-def]
-        return run(query, key, weight, weight, positions, interleaved=True, **options)
+    def forward() -> tuple[Tensor, Tensor]:
+        return fym_kernels.qk_norm_rope(
+            query, key, weight, weight, positions, axes_dim=(44, 42, 42), backend=backend
+        )
 
     return forward, (query, key), 4, 6
 
 
-def motion_loss(run):  # type: ignore[no-untyped-def]
+def motion_loss(backend: str) -> Problem:
     pred, target = random(*LATENT), random(*LATENT, grad=False)
-    return lambda: run(pred, target, motion_weight=1.0), (pred,), 2, 3
+    run = fym_kernels.motion_loss
+    return lambda: run(pred, target, backend=backend), (pred,), 2, 3
 
 
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 @pytest.mark.parametrize("op", [gated_residual, modulated_norm, qk_norm_rope, motion_loss])
-def test_share_of_copy_bandwidth(op, backend: str) -> None:  # type: ignore[no-untyped-def]
+def test_share_of_copy_bandwidth(op: Callable[[str], Problem], backend: str) -> None:
     """Forward, and with backward, on the fewest bytes: inputs read once, outputs written once."""
-    call, leaves, passes, passes_backward = op(native(op.__name__, backend, torch.bfloat16))
+    require(op.__name__, backend, torch.bfloat16)
+    call, leaves, passes, passes_backward = op(backend)
     one_pass, copy = leaves[0].numel() * 2, copy_bandwidth()
 
     def both() -> None:

@@ -1,7 +1,7 @@
 """The CUDA kernels and their bindings, as they are, on the CPU: compiled against tests/emulator.
 
 They become ops of the namespace `fym_emulated` with the schemas of csrc/library.cpp, and get the fake kernels
-and gradients every native backend gets. `function(op)` is the op as a backend would run it.
+and gradients every native backend gets. Inside `as_cuda(op)` they are what `backend="cuda"` runs.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.utils import cpp_extension
@@ -83,22 +83,24 @@ native.NAMESPACES["emulated"] = NAMESPACE
 
 
 @lru_cache
-def _load(op: str) -> ctypes.CDLL:
+def load(op: str) -> tuple[ctypes.CDLL, backends.Kernel]:
+    """The library with the emulated `op`, and the kernel as a backend has it."""
     for name in (op, f"{op}_backward"):
         _library.define(schemas()[name])
     path = compile_shared(ROOT / f"csrc/cuda/{op}.cu")
     torch.ops.load_library(str(path))
     native.attach(op, "emulated", devices=("cpu",))
-    # explain() and the choice of a backend must not see it
-    _functions[op] = backends._kernels[op].pop("emulated").function
-    return ctypes.CDLL(str(path))
+    return ctypes.CDLL(str(path)), backends._kernels[op].pop("emulated")  # nobody else is to see it
 
 
-_functions: dict[str, Callable[..., Any]] = {}
-
-
-def function(op: str) -> Callable[..., Any]:
-    """`op` on the emulator, its threads and blocks in an order that follows torch's seed."""
-    library = _load(op)
+@contextmanager
+def as_cuda(op: str) -> Iterator[None]:
+    """Backend "cuda" of `op` is the emulator's; the order of threads and blocks follows torch's seed."""
+    library, kernel = load(op)
     library.emulator_seed(ctypes.c_uint64(int(torch.randint(1 << 62, ()))))
-    return _functions[op]
+    before = dict(backends._kernels[op])
+    backends._kernels[op]["cuda"] = kernel
+    try:
+        yield
+    finally:
+        backends._kernels[op] = before

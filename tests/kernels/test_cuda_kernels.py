@@ -8,10 +8,12 @@ import mmap
 import emulated
 import pytest
 import torch
-from against_reference import PUBLIC_DEFAULTS, check
 from cases import CASES, Case
-from triton_parity import poisoned_memory  # noqa: F401
+from interpreter import poisoned_memory  # noqa: F401
+from parity import assert_parity, strided
+from torch import Tensor
 
+import fym_kernels
 from fym_kernels import reference
 from fym_kernels.ops import native
 
@@ -66,29 +68,41 @@ ALL = [case for case in (*CASES, *MORE) if case.op in emulated.OPS]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def fused(x: Tensor) -> Tensor:
+    """The middle third of a buffer, nan around it: a view whose rows stay aligned for vectors."""
+    if x.ndim < 2 or not x.is_floating_point():
+        return x
+    middle = min(x.ndim - 1, 2)
+    buffer = x.new_full((*x.shape[:middle], 3, *x.shape[middle:]), torch.nan)
+    return buffer.select(middle, 1).copy_(x)
+
+
+def run(op: str, *arguments, **options):
+    """The public function on the emulator."""
+    with emulated.as_cuda(op):
+        return getattr(fym_kernels, op)(*arguments, **options, backend="cuda")
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("case", ALL, ids=lambda case: f"{case.op}-{case}")
 def test_values_and_gradients(case: Case, dtype: torch.dtype) -> None:
-    """Dense tensors, then views with nan in the gaps; another order of threads and blocks, the same bits."""
-    inputs = case.inputs(dtype)
-    dense = check(case.op, emulated.function(case.op), inputs)
-    again = check(case.op, emulated.function(case.op), inputs)
-    assert all(torch.equal(a, b) for a, b in zip(dense, again, strict=True))
-    check(case.op, emulated.function(case.op), inputs, view="gaps")
-    check(case.op, emulated.function(case.op), inputs, view="fused")
+    """Dense tensors, odd views, aligned views; another order of threads and blocks, the same bits."""
+    for layout in (torch.clone, strided, fused):
+        with emulated.as_cuda(case.op):
+            assert_parity(case, dtype, "cuda", layout=layout)
 
 
-def arguments_of_op(op: str, dtype: torch.dtype = torch.float32) -> tuple:
+def arguments_of_op(op: str) -> tuple:
     """What the op itself is called with for its first case."""
-    case = next(case for case in ALL if case.op == op)
-    inputs, seen = case.inputs(dtype), []
-    emulated.function(op)
+    inputs, seen = next(case for case in ALL if case.op == op).inputs(torch.float32), []
+    emulated.load(op)
 
     def note(*arguments):
         seen.append(arguments)
         return getattr(torch.ops.fym_emulated, op)(*arguments)
 
-    native._descriptions[op].run(note, *inputs.arguments, **PUBLIC_DEFAULTS.get(op, {}), **inputs.options)
+    options = {"theta": 1e4, "eps": 1e-6} if op == "qk_norm_rope" else {}
+    native._descriptions[op].run(note, *inputs.arguments, **options, **inputs.options)
     return seen[0]
 
 
@@ -106,7 +120,7 @@ def test_empty(shape: tuple[int, int, int]) -> None:
         ("gated_residual", (x, x, modulation)),
         ("modulated_norm", (x, modulation, modulation)),
     ):
-        out = emulated.function(op)(*arguments)
+        out = run(op, *arguments)
         grad_x, grad_modulation = torch.autograd.grad(out.sum(), (x, modulation))
         assert out.shape == grad_x.shape == shape
         assert torch.equal(grad_modulation, torch.zeros_like(modulation))
@@ -114,8 +128,7 @@ def test_empty(shape: tuple[int, int, int]) -> None:
         query, weight = torch.ones(empty, requires_grad=True), torch.ones(empty[2] * 8, requires_grad=True)
         positions = tuple(torch.ones(min(1, empty[1])) for _ in range(3))
         options = {"axes_dim": (4, 2, 2), "norm": "across_heads", "rotate_from": 0, "interleaved": True}
-        run = emulated.function("qk_norm_rope")
-        outs = run(query, query, weight, None, positions, theta=1e4, eps=0.0, **options)
+        outs = run("qk_norm_rope", query, query, weight, None, positions, eps=0.0, **options)
         grads = torch.autograd.grad(sum(out.sum() for out in outs), (query, weight))
         assert outs[0].shape == outs[1].shape == grads[0].shape == empty
         assert torch.equal(grads[1], torch.zeros_like(weight))
@@ -127,7 +140,7 @@ def test_modulations_of_another_dtype_are_converted(gate_dtype: torch.dtype) -> 
     gate = torch.randn(2, 8).to(gate_dtype).requires_grad_()
     shift = torch.randn(2, 8, requires_grad=True)
     for op, arguments in (("gated_residual", (x, y, gate)), ("modulated_norm", (x, gate, shift))):
-        out = emulated.function(op)(*arguments)
+        out = run(op, *arguments)
         wide = tuple(a.detach().float().requires_grad_() for a in arguments)
         exact = getattr(reference, op)(*wide)
         torch.testing.assert_close(out, exact)
@@ -140,23 +153,24 @@ def test_modulations_of_another_dtype_are_converted(gate_dtype: torch.dtype) -> 
 
 
 def test_clips_of_two_dtypes_and_views_of_clips() -> None:
-    run = emulated.function("motion_loss")
     buffer = torch.randn(2, 4, 9, 3, 8)
     pred, target = (
         buffer[:, ::2, 1:8:2].requires_grad_(),
         torch.randn(2, 2, 4, 3, 8).bfloat16().requires_grad_(),
     )
-    grads = torch.autograd.grad(run(pred, target, motion_weight=2.0), (pred, target))
+    grads = torch.autograd.grad(run("motion_loss", pred, target, motion_weight=2.0), (pred, target))
     exact = reference.motion_loss(pred.double(), target.double(), motion_weight=2.0)
     wanted = torch.autograd.grad(exact, (pred, target))
-    torch.testing.assert_close(run(pred, target, motion_weight=2.0).double(), exact, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        run("motion_loss", pred, target, motion_weight=2.0).double(), exact, rtol=1e-5, atol=1e-5
+    )
     torch.testing.assert_close(grads, wanted, rtol=1e-2, atol=1e-6)
 
 
 def test_still_clips_have_no_direction() -> None:
     """A zero difference must not divide by zero, forward or backward."""
     pred, target = torch.ones(1, 2, 3, 2, 4, requires_grad=True), torch.randn(1, 2, 3, 2, 4)
-    loss = emulated.function("motion_loss")(pred, target)
+    loss = run("motion_loss", pred, target)
     torch.testing.assert_close(loss, reference.motion_loss(pred, target))
     grads = (torch.autograd.grad(value, pred)[0] for value in (loss, reference.motion_loss(pred, target)))
     torch.testing.assert_close(*grads, rtol=1e-5, atol=0)  # numbers around 1e5: a clamped norm is 1e-8
@@ -184,13 +198,12 @@ def test_offsets_beyond_two_billion_elements(op: str) -> None:
         x, y = far_apart(1, 3, 2, 16), far_apart(1, 3, 2, 16)
         others = (None, None, tuple(torch.ones(n) for n in (3, 1, 1)))
         options = {"axes_dim": (8, 4, 4), "norm": "per_head", "rotate_from": 0, "interleaved": True}
-        options |= PUBLIC_DEFAULTS[op]
     else:
         x, y, others, options = far_apart(1, 3, 16), far_apart(1, 3, 16), (torch.randn(1, 16),), {}
     results = []
     for tensors in ((x, y), (x.contiguous(), y.contiguous())):
         leaves = [t.detach().requires_grad_() for t in tensors]
-        out = emulated.function(op)(*leaves, *others, **options)
+        out = run(op, *leaves, *others, **options)
         out = sum(o.sum() for o in out) if isinstance(out, tuple) else out.sum()
         results.append([out.detach(), *torch.autograd.grad(out, leaves)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -200,7 +213,7 @@ def test_what_a_block_cannot_hold_is_refused() -> None:
     """Rather than computed wrongly."""
     wide = torch.zeros(1, 1, 8193)
     with pytest.raises(RuntimeError, match="at most 8192"):
-        emulated.function("modulated_norm")(wide, wide[0], wide[0])
+        run("modulated_norm", wide, wide[0], wide[0])
     arguments = list(arguments_of_op("qk_norm_rope"))
     arguments[0] = arguments[1] = torch.zeros(1, 2, 70, 128)
     with pytest.raises(RuntimeError, match="8192"):
