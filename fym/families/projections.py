@@ -84,7 +84,7 @@ def peft_update(attn: Any, linears: Sequence[Any], names: str) -> Update | None:
     active = {name: _active(linear) for name, linear in zip(names, linears, strict=True)}
     first = linears[0]
     return Update(
-        torch.arange(attn.heads),
+        torch.arange(attn.heads, device=first.lora_A[active[names[0]][0]].weight.device),
         {name: linear.lora_A[active[name][0]].weight for name, linear in zip(names, linears, strict=True)},
         {name: linear.lora_B[active[name][0]].weight for name, linear in zip(names, linears, strict=True)},
         first.scaling[active[names[0]][0]],
