@@ -156,10 +156,12 @@ def report_fallbacks(attentions: Sequence[Any]) -> None:
         reason = ""
         if getattr(attn, "fused_projections", False):
             reason = "q, k and v are fused into one layer"
-        elif any(map(_is_peft, linears)):
-            reason = why_not_fused(linears)
+        else:
+            for group in (linears, (attn.to_out[0],) if getattr(attn, "to_out", None) is not None else ()):
+                if any(map(_is_peft, group)):
+                    reason = reason or why_not_fused(group)
         if reason:
-            LOG.warning("attention calls the model's own linear layers instead of lora_qkv: %s", reason)
+            LOG.warning("attention calls the model's own linear layers instead of fused ones: %s", reason)
             return
 
 

@@ -14,7 +14,7 @@ from fym.adapters import AdapterStack, HeadLora
 from fym.errors import UserError
 from fym.families import lean, load_family
 from fym.families.base import AttentionControl
-from fym.families.projections import why_not_fused
+from fym.families.projections import report_fallbacks
 from fym.families.wan_block import WanBlockForward, WanSelfAttention, why_stock
 
 HEADS, DIM, RANK = 3, 128, 4
@@ -268,7 +268,7 @@ ODD_LORAS = {
 
 
 @pytest.mark.parametrize("reason", list(ODD_LORAS))
-def test_an_odd_peft_lora_is_called_not_fused(reason):
+def test_an_odd_peft_lora_is_called_not_fused_and_told_in_one_line(reason, caplog):
     """Same numbers as the stock block, whatever PEFT does in its layer."""
     options, change = ODD_LORAS[reason]
     block = with_peft(make_block(), make_adapter(), **options).eval()
@@ -276,7 +276,9 @@ def test_an_odd_peft_lora_is_called_not_fused(reason):
     for layer in layers:
         if change:
             change(layer)
-    assert reason.lower() in why_not_fused(layers[:3]).lower()
+    with caplog.at_level(logging.WARNING, "fym"):
+        report_fallbacks([block.attn1, block.attn1])
+    assert len(caplog.records) == 1 and reason.lower() in caplog.records[0].message.lower()
     with torch.no_grad():
         stock = block(*make_inputs())
         ours = install(block)(*make_inputs())
@@ -292,7 +294,7 @@ def test_fused_projections_are_called_and_told_in_one_line(tiny_wan, caplog):
     with caplog.at_level(logging.WARNING, "fym"), family.attention():
         torch.testing.assert_close(family.predict(x, step, text), stock, rtol=0, atol=1e-5)
     assert len(caplog.records) == 1
-    assert "own linear layers instead of lora_qkv: q, k and v are fused" in caplog.records[0].message
+    assert "own linear layers instead of fused ones: q, k and v are fused" in caplog.records[0].message
     adapter = HeadLora([[0], [1]], num_heads=3, head_dim=12, rank=2, alpha=2.0)
     with pytest.raises(UserError, match="fused"), family.attention(adapters=[(adapter, 1.0)]):
         pass
