@@ -7,23 +7,21 @@ namespace fym::FYM_ISA {
 
 template <class T, class G>
 void gated_residual_row(T* out, const T* x, const T* y, const G* gate, int64_t d) {
-  for (int64_t i = 0; i < d; i += Vec::width) {
-    const int64_t n = d - i;
+  each_vec(d, [&](int64_t i, auto n) {
     store(fma(load(y + i, n), load(gate + i, n), load(x + i, n)), out + i, n);
-  }
+  });
 }
 
 // Each of grad_y, grad_gate and gate_sum (which is added to) may be null: then it is not wanted.
 template <class T, class G>
 void gated_residual_backward_row(
     T* grad_y, G* grad_gate, float* gate_sum, const T* grad, const T* y, const G* gate, int64_t d) {
-  for (int64_t i = 0; i < d; i += Vec::width) {
-    const int64_t n = d - i;
+  each_vec(d, [&](int64_t i, auto n) {
     const Vec g = load(grad + i, n);
     if (grad_y) store(g * load(gate + i, n), grad_y + i, n);
     if (grad_gate) store(g * load(y + i, n), grad_gate + i, n);
     if (gate_sum) store(fma(g, load(y + i, n), load(gate_sum + i, n)), gate_sum + i, n);
-  }
+  });
 }
 
 }  // namespace fym::FYM_ISA

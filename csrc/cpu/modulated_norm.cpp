@@ -9,29 +9,33 @@ namespace fym::FYM_ISA {
 template <class T, class M>
 void modulated_norm_row(
     T* out, float* mean_out, float* rstd_out, const T* x, const M* scale, const M* shift, int64_t d, float eps) {
-  Vec total{};
-  for (int64_t i = 0; i < d; i += Vec::width) total = total + load(x + i, d - i);
-  const float mean = sum(total) / static_cast<float>(d);
-  const Vec centre = Vec::all(mean);
-  Vec square{};
+  Vec total{}, more{};
   int64_t i = 0;
-  for (; i + Vec::width <= d; i += Vec::width) {
-    const Vec off = Vec::load(x + i) - centre;
-    square = fma(off, off, square);
+  for (; i + 2 * Vec::width <= d; i += 2 * Vec::width) {
+    total = total + Vec::load(x + i);
+    more = more + Vec::load(x + i + Vec::width);
   }
-  float squares = sum(square);
-  if (i < d) {  // the lanes beyond the row must not count
-    float tail[Vec::width];
-    (load(x + i, d - i) - centre).store(tail);
-    for (int64_t lane = 0; lane < d - i; ++lane) squares += tail[lane] * tail[lane];
+  each_vec(d - i, [&](int64_t j, auto n) { total = total + load(x + i + j, n); });
+  const float mean = sum(total + more) / static_cast<float>(d);
+  const Vec centre = Vec::all(mean);
+  Vec square{}, other{};
+  for (i = 0; i + 2 * Vec::width <= d; i += 2 * Vec::width) {
+    const Vec off = Vec::load(x + i) - centre, next = Vec::load(x + i + Vec::width) - centre;
+    square = fma(off, off, square);
+    other = fma(next, next, other);
+  }
+  float squares = sum(square + other);
+  for (; i < d; ++i) {  // the lanes beyond the row must not count
+    const float off = portable::to_float(x[i]) - mean;
+    squares += off * off;
   }
   const float rstd = 1 / std::sqrt(squares / static_cast<float>(d) + eps);
   *mean_out = mean, *rstd_out = rstd;
   const Vec factor = Vec::all(rstd), one = Vec::all(1);
-  for (int64_t i = 0; i < d; i += Vec::width) {
-    const Vec n = (load(x + i, d - i) - centre) * factor;
-    store(fma(n, one + load(scale + i, d - i), load(shift + i, d - i)), out + i, d - i);
-  }
+  each_vec(d, [&](int64_t i, auto k) {
+    const Vec n = (load(x + i, k) - centre) * factor;
+    store(fma(n, one + load(scale + i, k), load(shift + i, k)), out + i, k);
+  });
 }
 
 // Outputs that are null are not wanted; scale_sum and shift_sum are added to.
@@ -41,27 +45,26 @@ void modulated_norm_backward_row(
     const M* scale, float mean, float rstd, int64_t d) {
   const Vec centre = Vec::all(mean), factor = Vec::all(rstd), one = Vec::all(1);
   Vec sum_g{}, sum_gn{};
-  for (int64_t i = 0; i < d; i += Vec::width) {
-    const int64_t k = d - i;
+  each_vec(d, [&](int64_t i, auto k) {
     const Vec dy = load(grad + i, k), n = (load(x + i, k) - centre) * factor;
     if (grad_x) {
       const Vec g = dy * (one + load(scale + i, k));  // zero beyond the row
       sum_g = sum_g + g;
       sum_gn = fma(g, n, sum_gn);
+      __builtin_prefetch(grad_x + i, 1);  // else the sums wait behind its stores, which miss the cache
     }
     if (grad_scale) store(dy * n, grad_scale + i, k);
     if (grad_shift) store(dy, grad_shift + i, k);
     if (scale_sum) store(fma(dy, n, load(scale_sum + i, k)), scale_sum + i, k);
     if (shift_sum) store(dy + load(shift_sum + i, k), shift_sum + i, k);
-  }
+  });
   if (!grad_x) return;
   const Vec mean_g = Vec::all(sum(sum_g) / static_cast<float>(d));
   const Vec mean_gn = Vec::all(sum(sum_gn) / static_cast<float>(d));
-  for (int64_t i = 0; i < d; i += Vec::width) {
-    const int64_t k = d - i;
+  each_vec(d, [&](int64_t i, auto k) {
     const Vec g = load(grad + i, k) * (one + load(scale + i, k)), n = (load(x + i, k) - centre) * factor;
     store(factor * fnma(n, mean_gn, g - mean_g), grad_x + i, k);
-  }
+  });
 }
 
 }  // namespace fym::FYM_ISA

@@ -13,16 +13,20 @@ namespace fym::FYM_ISA {
 template <class P, class Q>
 void motion_sums(float* sums, const P* p, const Q* q, const P* p_before, const Q* q_before, int64_t pixels) {
   Vec error{}, ab{}, aa{}, bb{};
-  for (int64_t i = 0; i < pixels; i += Vec::width) {
-    const int64_t n = pixels - i;
-    const Vec pv = load(p + i, n), qv = load(q + i, n), e = pv - qv;
-    error = fma(e, e, error);
-    if (p_before) {
+  if (!p_before) {
+    each_vec(pixels, [&](int64_t i, auto n) {
+      const Vec e = load(p + i, n) - load(q + i, n);
+      error = fma(e, e, error);
+    });
+  } else {
+    each_vec(pixels, [&](int64_t i, auto n) {
+      const Vec pv = load(p + i, n), qv = load(q + i, n), e = pv - qv;
       const Vec a = pv - load(p_before + i, n), b = qv - load(q_before + i, n);
+      error = fma(e, e, error);
       ab = fma(a, b, ab);
       aa = fma(a, a, aa);
       bb = fma(b, b, bb);
-    }
+    });
   }
   sums[0] = sum(error), sums[1] = sum(ab), sums[2] = sum(aa), sums[3] = sum(bb);
 }
@@ -34,8 +38,7 @@ void motion_gradient(
     P* grad, float* pair, const P* p, const Q* q, const P* p_after, const Q* q_after, float error_scale,
     float own, float other, int64_t pixels) {
   const Vec scale = Vec::all(error_scale), own_factor = Vec::all(own), other_factor = Vec::all(other);
-  for (int64_t i = 0; i < pixels; i += Vec::width) {
-    const int64_t n = pixels - i;
+  each_vec(pixels, [&](int64_t i, auto n) {
     const Vec pv = load(p + i, n), qv = load(q + i, n);
     Vec g = fma(scale, pv - qv, load(pair + i, n));
     if (p_after) {
@@ -45,7 +48,7 @@ void motion_gradient(
       g = g - next;
     }
     store(g, grad + i, n);
-  }
+  });
 }
 
 }  // namespace fym::FYM_ISA

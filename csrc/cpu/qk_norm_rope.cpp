@@ -8,24 +8,20 @@
 
 namespace fym::FYM_ISA {
 
-template <bool interleaved, class T>
-inline Pairs load_channels(const T* head, int64_t pair, int64_t pairs) {
-  if constexpr (interleaved) return load_pairs(head + 2 * pair, pairs - pair);
-  return {load(head + pair, pairs - pair), load(head + pairs + pair, pairs - pair)};
+template <bool interleaved, class T, class N>
+inline Pairs load_channels(const T* head, int64_t pair, int64_t pairs, N count) {
+  if constexpr (interleaved) return load_pairs(head + 2 * pair, count);
+  return {load(head + pair, count), load(head + pairs + pair, count)};
 }
 
-template <bool interleaved, class T>
-inline void store_channels(Pairs v, T* head, int64_t pair, int64_t pairs) {
+template <bool interleaved, class T, class N>
+inline void store_channels(Pairs v, T* head, int64_t pair, int64_t pairs, N count) {
   if constexpr (interleaved) {
-    store_pairs(v, head + 2 * pair, pairs - pair);
+    store_pairs(v, head + 2 * pair, count);
   } else {
-    store(v.first, head + pair, pairs - pair);
-    store(v.second, head + pairs + pair, pairs - pair);
+    store(v.first, head + pair, count);
+    store(v.second, head + pairs + pair, count);
   }
-}
-
-inline Pairs load_weights(const float* weight, int64_t pair, int64_t pairs) {
-  return load_channels<false>(weight, pair, pairs);
 }
 
 // Heads first..last - 1 share one root mean square; rstd null: no norm.
@@ -37,65 +33,73 @@ void rope_forward_heads(
   if (rstd) {
     Vec square_a{}, square_b{};
     for (int64_t h = first; h < last; ++h)
-      for (int64_t i = 0; i < pairs; i += Vec::width) {
-        const Pairs v = load_channels<interleaved>(x + h * stride, i, pairs);
+      each_vec(pairs, [&](int64_t i, auto n) {
+        const Pairs v = load_channels<interleaved>(x + h * stride, i, pairs, n);
         square_a = fma(v.first, v.first, square_a);
         square_b = fma(v.second, v.second, square_b);
-      }
+      });
     *rstd = 1 / std::sqrt(sum(square_a + square_b) / static_cast<float>((last - first) * 2 * pairs) + eps);
     scale = Vec::all(*rstd);
   }
+  // channels in order, so that the row is written from its beginning to its end
   for (int64_t h = first; h < last; ++h)
-    for (int64_t i = 0; i < pairs; i += Vec::width) {
-      const Pairs v = load_channels<interleaved>(x + h * stride, i, pairs);
-      const Pairs w = load_weights(weight + h * 2 * pairs, i, pairs);
-      const Vec c = load(cos + i, pairs - i), s = load(sin + i, pairs - i);
-      const Vec a = v.first * scale * w.first, b = v.second * scale * w.second;
-      store_channels<interleaved>({fnma(b, s, a * c), fma(a, s, b * c)}, out + h * 2 * pairs, i, pairs);
-    }
+    each_vec(pairs, [&](int64_t i, auto n) {
+      const Pairs v = load_channels<interleaved>(x + h * stride, i, pairs, n);
+      const Pairs w = load_channels<false>(weight + h * 2 * pairs, i, pairs, n);
+      const Vec c = load(cos + i, n) * scale, s = load(sin + i, n) * scale;
+      const Vec a = v.first * w.first, b = v.second * w.second;
+      store_channels<interleaved>({fnma(b, s, a * c), fma(a, s, b * c)}, out + h * 2 * pairs, i, pairs, n);
+    });
 }
 
 // With n = x rstd and g = w (R^T grad): grad_x = rstd (g - n mean(g n)), grad_weight += n (R^T grad).
-// scratch holds g of a row. weight_sum null: not wanted.
+// scratch holds rstd g of a row. weight_sum null: not wanted.
 template <class T, bool interleaved>
 void rope_backward_heads(
     T* grad_x, float* weight_sum, float* scratch, const float* rstd, const T* grad, int64_t grad_stride,
     const T* x, int64_t stride, const float* weight, const float* cos, const float* sin, int64_t first,
     int64_t last, int64_t pairs) {
   const Vec scale = Vec::all(rstd ? *rstd : 1);
+  const auto turn_back = [&](int64_t h, int64_t i, auto n) -> Pairs {
+    const Pairs d = load_channels<interleaved>(grad + h * grad_stride, i, pairs, n);
+    const Vec c = load(cos + i, n) * scale, s = load(sin + i, n) * scale;
+    return {fma(d.second, s, d.first * c), fnma(d.first, s, d.second * c)};
+  };
+  if (!rstd) {
+    for (int64_t h = first; h < last; ++h)
+      each_vec(pairs, [&](int64_t i, auto n) {
+        store_channels<interleaved>(turn_back(h, i, n), grad_x + h * 2 * pairs, i, pairs, n);
+      });
+    return;
+  }
   Vec along_a{}, along_b{};
   for (int64_t h = first; h < last; ++h)
-    for (int64_t i = 0; i < pairs; i += Vec::width) {
-      const Pairs d = load_channels<interleaved>(grad + h * grad_stride, i, pairs);
-      const Vec c = load(cos + i, pairs - i), s = load(sin + i, pairs - i);
-      const Vec a = fma(d.second, s, d.first * c), b = fnma(d.first, s, d.second * c);
-      if (!rstd) {
-        store_channels<interleaved>({a, b}, grad_x + h * 2 * pairs, i, pairs);
-        continue;
-      }
-      const Pairs v = load_channels<interleaved>(x + h * stride, i, pairs);
-      const Pairs w = load_weights(weight + h * 2 * pairs, i, pairs);
-      const Vec na = v.first * scale, nb = v.second * scale, ga = a * w.first, gb = b * w.second;
-      along_a = fma(ga, na, along_a);
-      along_b = fma(gb, nb, along_b);
-      store_channels<false>({ga, gb}, scratch + h * 2 * pairs, i, pairs);
+    each_vec(pairs, [&](int64_t i, auto n) {
+      const int64_t at = h * 2 * pairs;
+      const Pairs d = turn_back(h, i, n);
+      const Pairs v = load_channels<interleaved>(x + h * stride, i, pairs, n);
+      const Pairs w = load_channels<false>(weight + at, i, pairs, n);
+      const Pairs g{d.first * w.first, d.second * w.second};
+      // else the stores to scratch of the next row wait behind those to grad_x, which miss the cache
+      __builtin_prefetch(grad_x + at + 2 * i, 1);
+      along_a = fma(g.first, v.first, along_a);
+      along_b = fma(g.second, v.second, along_b);
+      store_channels<false>(g, scratch + at, i, pairs, n);
       if (weight_sum) {
-        float* sums = weight_sum + h * 2 * pairs;
-        const Pairs before = load_weights(sums, i, pairs);
-        store_channels<false>({fma(a, na, before.first), fma(b, nb, before.second)}, sums, i, pairs);
+        const Pairs sums = load_channels<false>(weight_sum + at, i, pairs, n);
+        const Pairs more{fma(d.first, v.first, sums.first), fma(d.second, v.second, sums.second)};
+        store_channels<false>(more, weight_sum + at, i, pairs, n);
       }
-    }
-  if (!rstd) return;
+    });
   const float mean = sum(along_a + along_b) / static_cast<float>((last - first) * 2 * pairs);
   const Vec back = Vec::all(mean * *rstd * *rstd);
   for (int64_t h = first; h < last; ++h)
-    for (int64_t i = 0; i < pairs; i += Vec::width) {
-      const Pairs v = load_channels<interleaved>(x + h * stride, i, pairs);
-      const Pairs g = load_weights(scratch + h * 2 * pairs, i, pairs);
-      store_channels<interleaved>(
-          {fnma(v.first, back, g.first * scale), fnma(v.second, back, g.second * scale)},
-          grad_x + h * 2 * pairs, i, pairs);
-    }
+    each_vec(pairs, [&](int64_t i, auto n) {
+      const Pairs v = load_channels<interleaved>(x + h * stride, i, pairs, n);
+      const Pairs g = load_channels<false>(scratch + h * 2 * pairs, i, pairs, n);
+      const Pairs out{fnma(v.first, back, g.first), fnma(v.second, back, g.second)};
+      store_channels<interleaved>(out, grad_x + h * 2 * pairs, i, pairs, n);
+    });
 }
 
 }  // namespace fym::FYM_ISA

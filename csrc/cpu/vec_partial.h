@@ -1,11 +1,40 @@
-// Loads and stores of at most Vec::width values or pairs: the tail of a row. What lies beyond `count` loads as
-// zero. Also sums over rows. See vec.h.
+// A row vector by vector, and its tail: loads and stores of fewer than Vec::width values or pairs, where what lies
+// beyond `count` loads as zero. Also sums over rows. See vec.h.
 
 namespace fym::FYM_ISA {
 
+struct Full {};  // in place of a count: all of the vector
+
+template <class T>
+inline Vec load(const T* p, Full) {
+  return Vec::load(p);
+}
+
+template <class T>
+inline void store(Vec v, T* p, Full) {
+  v.store(p);
+}
+
+template <class T>
+inline Pairs load_pairs(const T* p, Full) {
+  return load_pairs(p);
+}
+
+template <class T>
+inline void store_pairs(Pairs v, T* p, Full) {
+  store_pairs(v, p);
+}
+
+// f(i, count) for the vectors of a row of n values (or pairs) that begin at i.
+template <class F>
+inline void each_vec(int64_t n, F f) {
+  int64_t i = 0;
+  for (; i + Vec::width <= n; i += Vec::width) f(i, Full{});
+  if (i < n) f(i, n - i);
+}
+
 template <class T>
 inline Vec load(const T* p, int64_t count) {
-  if (count >= Vec::width) return Vec::load(p);
   T padded[Vec::width] = {};
   std::memcpy(padded, p, count * sizeof(T));
   return Vec::load(padded);
@@ -13,7 +42,6 @@ inline Vec load(const T* p, int64_t count) {
 
 template <class T>
 inline void store(Vec v, T* p, int64_t count) {
-  if (count >= Vec::width) return v.store(p);
   T padded[Vec::width];
   v.store(padded);
   std::memcpy(p, padded, count * sizeof(T));
@@ -21,7 +49,6 @@ inline void store(Vec v, T* p, int64_t count) {
 
 template <class T>
 inline Pairs load_pairs(const T* p, int64_t count) {
-  if (count >= Vec::width) return load_pairs(p);
   T padded[2 * Vec::width] = {};
   std::memcpy(padded, p, 2 * count * sizeof(T));
   return load_pairs(static_cast<const T*>(padded));
@@ -29,7 +56,6 @@ inline Pairs load_pairs(const T* p, int64_t count) {
 
 template <class T>
 inline void store_pairs(Pairs v, T* p, int64_t count) {
-  if (count >= Vec::width) return store_pairs(v, p);
   T padded[2 * Vec::width];
   store_pairs(v, static_cast<T*>(padded));
   std::memcpy(p, padded, 2 * count * sizeof(T));
@@ -38,11 +64,11 @@ inline void store_pairs(Pairs v, T* p, int64_t count) {
 // The sums of `count` rows of d floats, in order.
 template <class T>
 void sum_rows(T* out, const float* rows, int64_t count, int64_t d) {
-  for (int64_t i = 0; i < d; i += Vec::width) {
+  each_vec(d, [&](int64_t i, auto n) {
     Vec total{};
-    for (int64_t row = 0; row < count; ++row) total = total + load(rows + row * d + i, d - i);
-    store(total, out + i, d - i);
-  }
+    for (int64_t row = 0; row < count; ++row) total = total + load(rows + row * d + i, n);
+    store(total, out + i, n);
+  });
 }
 
 // 2^a to 1.2 units in the last place, at least 2^-126 (so that it never underflows); NaN for NaN. a <= 127.
