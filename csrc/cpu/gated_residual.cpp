@@ -39,7 +39,7 @@ void gated_residual_backward_row(
 namespace fym {
 
 // Tokens whose gate gradients are summed together: fixed, so that the result does not depend on the threads.
-constexpr int64_t tokens_per_part = 64;
+constexpr int64_t tokens_per_part = 32;
 
 void check(const Tensor& like, const char* name, const Tensor& y, const Tensor& gate) {
   STD_TORCH_CHECK(like.dim() == 3, name, " must be (B,S,d)");

@@ -85,7 +85,7 @@ namespace fym {
 namespace {
 
 // Tokens whose modulation gradients are summed together: fixed, so that the result does not depend on the threads.
-constexpr int64_t tokens_per_part = 64;
+constexpr int64_t tokens_per_part = 32;
 
 void check(const Tensor& x, const char* name, const Tensor& modulation) {
   STD_TORCH_CHECK(x.dim() == 3, "x must be (B,S,d)");

@@ -123,7 +123,7 @@ namespace fym {
 namespace {
 
 // Tokens whose weight gradients are summed together: fixed, so that the result does not depend on the threads.
-constexpr int64_t tokens_per_part = 64;
+constexpr int64_t tokens_per_part = 32;
 
 // Where a token's heads are: (B,S,H,D) with D dense.
 template <class T>
