@@ -218,6 +218,9 @@ def doctor(as_json: bool) -> int:
     help="latent frames of 480 x 832 (1560 tokens each) in the step of a Wan block",
 )
 @click.option("--no-compile", is_flag=True, help="without torch.compile, which needs a C++ compiler and time")
+@click.option(
+    "--stock-malloc", is_flag=True, help="glibc's malloc as it comes, which gives freed memory back"
+)
 @click.option("--computed", is_flag=True, help="instead: memory and FLOPs of true sizes, from shapes alone")
 @click.option("--json", "json_file", metavar="FILE", help="write the figures to FILE; other parts of it stay")
 @click.option("--markdown", is_flag=True, help="only print the tables of the --json file for a document")
@@ -228,6 +231,7 @@ def bench(
     rounds: int,
     block_frames: int,
     no_compile: bool,
+    stock_malloc: bool,
     computed: bool,
     json_file: str | None,
     markdown: bool,
@@ -258,6 +262,7 @@ def bench(
             rounds=3 if quick else rounds,
             quick=quick,
             with_compile=not no_compile,
+            stock_malloc=stock_malloc,
             block_frames=block_frames,
         )
         result = run.measure(options, only, say)

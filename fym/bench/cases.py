@@ -1,8 +1,8 @@
 """Ours, naive, compiled and the floor side by side, for every op and for a Wan block.
 
 A case holds the same work once per side, on the same values; `calls` gives what measure.interleave times.
-N is the size in bytes of one (B,S,d) tensor (of one latent clip for motion_loss): the fewest bytes an op must
-move are its inputs read once and its outputs written once, in each direction.
+N is the size in bytes of one (B,S,d) tensor (of a batch of latent clips for motion_loss): the fewest bytes
+an op must move are its inputs read once and its outputs written once, in each direction.
 """
 
 from __future__ import annotations
@@ -45,15 +45,14 @@ class Work:
 
 @dataclass
 class Case:
-    """`bound` says what the floor is: "copy" (with the bytes of forward and backward in units of N),
-    "products" or "attention". floors: the floor's call for each mode it exists in."""
+    """`bound` says what the floor is: "copy", "products" or "attention"; floors: its call for each mode."""
 
     name: str
     num_tokens: int
     sides: dict[str, Work]
     floors: dict[str, Call] = field(default_factory=dict)
     bound: str = "copy"
-    passes: tuple[float, float] = (0, 0)  # N read or written forward and backward, where the bound is copy
+    factors: dict[str, float] = field(default_factory=dict)  # the floor in units of its call, 1 if not here
 
     def calls(self, mode: str) -> dict[str, Call]:
         found = {name: work.call(mode) for name, work in self.sides.items()}
@@ -62,11 +61,7 @@ class Case:
         return found
 
     def floor_factor(self, mode: str) -> float:
-        """The floor in units of the floor's call: a copy moves 2 N."""
-        if self.bound != "copy":
-            return 1.0
-        forward, backward = self.passes
-        return {"forward": forward, "backward": backward, "step": forward + backward}[mode] / 2
+        return self.factors.get(mode, 1.0)
 
 
 def compiled(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any] | None:
@@ -108,8 +103,22 @@ def _random(*shape: int, dtype: torch.dtype, grad: bool = False) -> Tensor:
     return torch.randn(*shape).to(dtype).requires_grad_(grad)
 
 
-def _copy_floor(like: Tensor) -> dict[str, Call]:
-    return dict.fromkeys(MODES, floor.copy(like))
+def _copy_floor(
+    bytes_forward: int, bytes_backward: int, made_forward: Sequence[Tensor], made_backward: Sequence[Tensor]
+) -> dict[str, Any]:
+    """Copies of as many tensors as each direction makes, scaled to the fewest bytes, which are in units of N.
+
+    A copy of one tensor moves 2 N.
+    """
+    made = {
+        "forward": (bytes_forward, made_forward),
+        "backward": (bytes_backward, made_backward),
+        "step": (bytes_forward + bytes_backward, [*made_forward, *made_backward]),
+    }
+    return {
+        "floors": {mode: floor.copies(*tensors) for mode, (_, tensors) in made.items()},
+        "factors": {mode: size / (2 * len(tensors)) for mode, (size, tensors) in made.items()},
+    }
 
 
 def qk_norm_rope(width: Width, grid: Grid, dtype: torch.dtype, *, with_compile: bool = True) -> Case:
@@ -142,8 +151,7 @@ def qk_norm_rope(width: Width, grid: Grid, dtype: torch.dtype, *, with_compile: 
         (query, key, *norms, tables, width.heads),
         with_compile,
         {"leaves": (query, key), "grads": grads},
-        floors=_copy_floor(query),
-        passes=(4, 6),
+        **_copy_floor(4, 6, (query, key), grads),
     )
 
 
@@ -152,6 +160,7 @@ def modulated_norm(width: Width, grid: Grid, dtype: torch.dtype, *, with_compile
     length = tokens(grid)
     x = _random(1, length, width.d, dtype=dtype, grad=True)
     scale, shift = (_random(1, 1, width.d, dtype=torch.float32) for _ in range(2))
+    grad = _random(*x.shape, dtype=dtype)
     return _case(
         "modulated_norm",
         length,
@@ -159,9 +168,8 @@ def modulated_norm(width: Width, grid: Grid, dtype: torch.dtype, *, with_compile
         naive.modulated_norm,
         (x, scale, shift),
         with_compile,
-        {"leaves": (x,), "grads": (_random(*x.shape, dtype=dtype),)},
-        floors=_copy_floor(x),
-        passes=(2, 3),
+        {"leaves": (x,), "grads": (grad,)},
+        **_copy_floor(2, 3, (x,), (grad,)),
     )
 
 
@@ -170,6 +178,7 @@ def gated_residual(width: Width, grid: Grid, dtype: torch.dtype, *, with_compile
     length = tokens(grid)
     x, y = (_random(1, length, width.d, dtype=dtype, grad=True) for _ in range(2))
     gate = _random(1, 1, width.d, dtype=torch.float32)
+    grad = _random(*x.shape, dtype=dtype)
     return _case(
         "gated_residual",
         length,
@@ -177,30 +186,28 @@ def gated_residual(width: Width, grid: Grid, dtype: torch.dtype, *, with_compile
         naive.gated_residual,
         (x, y, gate),
         with_compile,
-        {"leaves": (x, y), "grads": (_random(*x.shape, dtype=dtype),)},
-        floors=_copy_floor(x),
-        passes=(3, 2),
+        {"leaves": (x, y), "grads": (grad,)},
+        **_copy_floor(3, 2, (x,), (grad,)),
     )
 
 
-def motion_loss(grid: Grid, *, with_compile: bool = True) -> Case:
-    """Of one float32 latent clip. Forward 2 N, backward 3 N (both clips in, gradient out)."""
+def motion_loss(grid: Grid, batch: int, *, with_compile: bool = True) -> Case:
+    """Of a batch of float32 latent clips. Forward 2 N, backward 3 N (both in, gradient out)."""
     frames, rows, columns = grid
-    pred, target = (
-        _random(1, LATENT_CHANNELS, frames, 2 * rows, 2 * columns, dtype=torch.float32) for _ in range(2)
-    )
+    shape = (batch, LATENT_CHANNELS, frames, 2 * rows, 2 * columns)
+    pred, target = (_random(*shape, dtype=torch.float32) for _ in range(2))
     pred.requires_grad_()
-    weight = torch.ones(1)
+    weight = torch.ones(batch)
     return _case(
         "motion_loss",
-        tokens(grid),
+        batch * tokens(grid),
         lambda: fym_kernels.motion_loss(pred, target, weight, motion_weight=1.0),
         naive.motion_loss,
         (pred, target, weight, 1.0),
         with_compile,
         {"leaves": (pred,)},
-        floors=_copy_floor(pred),
-        passes=(2, 3),
+        floors=dict.fromkeys(MODES, floor.copies(pred)),  # one tensor is made, in the backward
+        factors={"forward": 2 / 2, "backward": 3 / 2, "step": 5 / 2},
     )
 
 

@@ -13,10 +13,20 @@ from fym.bench.measure import Call, step
 from fym.bench.shapes import TEXT_TOKENS, Width
 
 
-def copy(like: Tensor) -> Call:
-    """One read and one write of a tensor of this size."""
-    source = like.detach().clone()
-    return source.clone
+def copies(*sources: Tensor) -> Call:
+    """One read and one write of each tensor, all results alive at the end: so much fresh memory is touched.
+
+    For an op that is given these and makes as many, it is a copy under the op's own conditions; a copy whose
+    result is freed at once gets warm memory back and can look twice as fast.
+    """
+    detached = [source.detach() for source in sources]
+    return lambda: [source.clone() for source in detached]
+
+
+def copy_into(source: Tensor) -> Call:
+    """The same into memory that is there already: for comparison only, no op has that."""
+    source, target = source.detach(), source.detach().clone()
+    return lambda: target.copy_(source)
 
 
 def projections(x: Tensor, weights: list[Tensor], biases: list[Tensor], grads: list[Tensor]) -> Call:

@@ -19,6 +19,8 @@ from fym import memory
 
 SHORTEST_SAMPLE = 0.02  # seconds: shorter calls are repeated within one sample
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+
 Call = Callable[[], Any]
 
 
@@ -79,6 +81,20 @@ def _seconds(call: Call, repeats: int) -> float:
     for _ in range(repeats):
         call()
     return (time.perf_counter() - started) / repeats
+
+
+def keep_freed_memory() -> bool:
+    """Lets glibc's malloc keep what is freed for the next allocation, for the rest of the process.
+
+    As it comes, it hands large blocks back to the system at some sizes and not at others, depending on what was
+    freed before. Touching fresh memory costs several times the copy itself, so the same call can take 5 or 20
+    ms. False where there is no such malloc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1))
 
 
 def step(forward: Call, leaves: Sequence[Tensor], grads: Sequence[Tensor] | None = None) -> Call:

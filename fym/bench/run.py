@@ -18,6 +18,7 @@ from rich.table import Table
 import fym_kernels
 from fym import memory
 from fym.bench.computed import Step, training_steps
+from fym.bench.measure import keep_freed_memory
 from fym.bench.table import HEADER, Row, markdown, row_of
 from fym.bench.targets import GROUPS, Options
 from fym.errors import UserError
@@ -37,6 +38,7 @@ def measure(options: Options, only: Sequence[str], say: Say) -> dict[str, Any]:
             f"There is no row {', '.join(unknown)}", f"known are {', '.join(GROUPS)}", "Name one of these"
         )
     started, rows = time.monotonic(), []
+    kept = not options.stock_malloc and keep_freed_memory()
     torch.manual_seed(0)
     for name in only or GROUPS:
         say(f"{time.monotonic() - started:5.0f} s  {name}")
@@ -47,7 +49,8 @@ def measure(options: Options, only: Sequence[str], say: Say) -> dict[str, Any]:
             row.detail["peak_rss_mib"] = peak
         rows += made
     say(f"{time.monotonic() - started:5.0f} s  done")
-    result = {"machine": machine(), "rounds": options.rounds, "quick": options.quick}
+    about = {**machine(), "malloc": "keeps freed memory" if kept else "as it comes"}
+    result = {"machine": about, "rounds": options.rounds, "quick": options.quick}
     return {**result, "seconds": round(time.monotonic() - started), "rows": [row.as_dict() for row in rows]}
 
 
@@ -85,7 +88,7 @@ def summary(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     text = f"{about['cpu']}, {about['threads']} threads, {versions}, {about['date']}"
     if rows:
-        text += f"; medians of {result['rounds']} rounds; {reached} of {len(goals)} rows reach what they must"
+        text += f"; malloc {about['malloc']}; medians of {result['rounds']} rounds; {reached} of {len(goals)} rows reach what they must"
     return text + ("; --quick: small shapes, the figures mean nothing" if result.get("quick") else "")
 
 

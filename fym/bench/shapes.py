@@ -52,6 +52,7 @@ def tokens(grid: Grid) -> int:
 
 # 1560 tokens are one latent frame of 480 x 832; 390 one of 240 x 416.
 OPS = (6, 30, 52)  # S = 9360
+CLIP_480 = (21, 30, 52)  # 81 frames of 480 x 832
 BLOCK = (2, 30, 52)  # S = 3120
 SPARSE_FULL = (21, 18, 25)  # S = 9450: as many latent frames as 81 frames have
 CLIP_FULL, CLIP_SPARSE = (21, 15, 26), (5, 15, 26)  # 81 and 17 frames of 240 x 416
