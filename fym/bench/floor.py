@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fym.bench.measure import Call, step
+from fym.bench.measure import Call, interleave, step
 from fym.bench.shapes import TEXT_TOKENS, Width
 
 
@@ -23,10 +23,15 @@ def copies(*sources: Tensor) -> Call:
     return lambda: [source.clone() for source in detached]
 
 
-def copy_into(source: Tensor) -> Call:
-    """The same into memory that is there already: for comparison only, no op has that."""
-    source, target = source.detach(), source.detach().clone()
-    return lambda: target.copy_(source)
+def copy_bandwidth(size: int = 1 << 28) -> float:
+    """Bytes/s read and written by a copy of `size` bytes, beyond any cache, into memory already there.
+
+    For comparison with other machines; the rows have copies of their own.
+    """
+    source = torch.ones(size, dtype=torch.uint8)
+    target = source.clone()
+    timing = interleave({"copy": lambda: target.copy_(source)}, 10)["copy"]
+    return 2 * size / timing.median
 
 
 def projections(x: Tensor, weights: list[Tensor], biases: list[Tensor], grads: list[Tensor]) -> Call:

@@ -18,6 +18,7 @@ from torch import Tensor
 from fym import memory
 
 SHORTEST_SAMPLE = 0.02  # seconds: shorter calls are repeated within one sample
+LONG = 1.0  # seconds: such a call is warm after one
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
@@ -58,8 +59,10 @@ def interleave(sides: Mapping[str, Call], rounds: int) -> dict[str, Timing]:
     """
     repeats = {}
     for name, call in sides.items():
-        call()
-        repeats[name] = math.ceil(SHORTEST_SAMPLE / max(_seconds(call, 1), 1e-6))
+        taken = _seconds(call, 1)
+        if taken < LONG:
+            taken = _seconds(call, 1)
+        repeats[name] = math.ceil(SHORTEST_SAMPLE / max(taken, 1e-6))
     timings = {name: Timing() for name in sides}
     names = list(sides)
     collecting = gc.isenabled()
@@ -86,9 +89,8 @@ def _seconds(call: Call, repeats: int) -> float:
 def keep_freed_memory() -> bool:
     """Lets glibc's malloc keep what is freed for the next allocation, for the rest of the process.
 
-    As it comes, it hands large blocks back to the system at some sizes and not at others, depending on what was
-    freed before. Touching fresh memory costs several times the copy itself, so the same call can take 5 or 20
-    ms. False where there is no such malloc.
+    As it comes, it hands large blocks back to the system or not, depending on what was freed before. Touching
+    fresh memory costs several times the copy itself, so the same call can take 5 or 20 ms. False without it.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -177,7 +177,7 @@ def tuning_loss(
 ) -> Tensor:
     """The loss of one step: the stock transformer (or `model`, compiled of it) and the losses written out."""
     dtype = transformer.dtype
-    pred = (model or transformer)(
+    pred = (transformer if model is None else model)(
         hidden_states=noisy.to(dtype),
         timestep=timestep,
         encoder_hidden_states=text.to(dtype).expand(len(noisy), -1, -1),

@@ -18,6 +18,7 @@ from rich.table import Table
 import fym_kernels
 from fym import memory
 from fym.bench.computed import Step, training_steps
+from fym.bench.floor import copy_bandwidth
 from fym.bench.measure import keep_freed_memory
 from fym.bench.table import HEADER, Row, markdown, row_of
 from fym.bench.targets import GROUPS, Options
@@ -49,7 +50,11 @@ def measure(options: Options, only: Sequence[str], say: Say) -> dict[str, Any]:
             row.detail["peak_rss_mib"] = peak
         rows += made
     say(f"{time.monotonic() - started:5.0f} s  done")
-    about = {**machine(), "malloc": "keeps freed memory" if kept else "as it comes"}
+    about = {
+        **machine(),
+        "malloc": "keeps freed memory" if kept else "as it comes",
+        "copy_gb_per_s": round(copy_bandwidth() / 1e9, 1),
+    }
     result = {"machine": about, "rounds": options.rounds, "quick": options.quick}
     return {**result, "seconds": round(time.monotonic() - started), "rows": [row.as_dict() for row in rows]}
 
@@ -88,7 +93,9 @@ def summary(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     text = f"{about['cpu']}, {about['threads']} threads, {versions}, {about['date']}"
     if rows:
-        text += f"; malloc {about['malloc']}; medians of {result['rounds']} rounds; {reached} of {len(goals)} rows reach what they must"
+        text += f"; large copy {about['copy_gb_per_s']} GB/s; malloc {about['malloc']}"
+        text += f"; medians of {result['rounds']} rounds"
+        text += f"; {reached} of {len(goals)} rows reach what they must"
     return text + ("; --quick: small shapes, the figures mean nothing" if result.get("quick") else "")
 
 
@@ -151,7 +158,9 @@ def merged(path: Path, result: dict[str, Any]) -> dict[str, Any]:
     if not path.exists():
         return result
     before = load(path)
-    return {**{key: before[key] for key in ("rows", "rounds", "computed") if key in before}, **result}
+    if "rows" in before and "rows" not in result:  # what is computed depends on no machine
+        return {**before, "computed": result["computed"]}
+    return {**{key: before[key] for key in ("computed",) if key in before}, **result}
 
 
 def save(path: Path, result: dict[str, Any]) -> None:

@@ -139,6 +139,18 @@ def test_every_group_is_measured_by_the_command(tmp_path, capsys):
     assert "| qk_norm_rope forward |" in capsys.readouterr().out
 
 
+def test_computed_figures_and_rows_share_a_file(tmp_path, monkeypatch):
+    step = computed.Step("model", 17, 480, 832, 7800, "naive", "none", 1, 2, 3)
+    monkeypatch.setattr(run, "training_steps", lambda: iter([step]))
+    path = tmp_path / "figures.json"
+    for arguments in (["--quick", "--no-compile", "--only", "saved"], ["--computed"]):
+        assert main(["bench", "--json", str(path), *arguments]) == 0
+    result = run.load(path)
+    assert result["rows"] and result["computed"] and "saved for backward" in run.as_markdown(result)
+    assert main(["bench", "--quick", "--no-compile", "--only", "saved", "--json", str(path)]) == 0
+    assert run.load(path)["computed"] == result["computed"]
+
+
 def test_an_unknown_row_is_refused(capsys):
     assert main(["bench", "--only", "nothing"]) == 2
     assert "lora" in capsys.readouterr().err
