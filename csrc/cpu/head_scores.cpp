@@ -27,7 +27,7 @@ inline void convert(float* out, const float* x, int64_t n) { std::memcpy(out, x,
 inline void convert(bf16* out, const bf16* x, int64_t n) { std::memcpy(out, x, n * sizeof(bf16)); }
 template <class T>
 inline void convert(float* out, const T* x, int64_t n) {
-  for (int64_t i = 0; i < n; i += Vec::width) store(load(x + i, n - i), out + i, n - i);
+  each_vec(n, [&](int64_t i, auto count) { store(load(x + i, count), out + i, count); });
 }
 
 template <class T>
@@ -55,7 +55,7 @@ void pack_keys(void* packed, const T* key, int64_t key_row, int64_t tokens, int6
 
 inline float sum_range(const float* p, int64_t low, int64_t high) {
   Vec total{};
-  for (int64_t j = low; j < high; j += Vec::width) total = total + load(p + j, high - j);
+  each_vec(high - low, [&](int64_t j, auto count) { total = total + load(p + low + j, count); });
   return sum(total);
 }
 

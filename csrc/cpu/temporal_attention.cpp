@@ -16,8 +16,7 @@ void gather(
     float* rows, float* transposed, const T* x, int64_t x_row, const int64_t* tokens, int64_t count, int64_t dim,
     int64_t width, int64_t transposed_row) {
   for (int64_t i = 0; i < count; ++i)
-    for (int64_t d = 0; d < width; d += Vec::width)
-      (d < dim ? load(x + tokens[i] * x_row + d, dim - d) : Vec{}).store(rows + i * width + d);
+    each_vec(dim, [&](int64_t d, auto n) { load(x + tokens[i] * x_row + d, n).store(rows + i * width + d); });
   if (!transposed) return;
   for (int64_t d = 0; d < dim; ++d) {
     for (int64_t i = 0; i < count; ++i) transposed[d * transposed_row + i] = rows[i * width + d];
@@ -84,19 +83,20 @@ void temporal_forward(
   }
   multiply(w.out, width, w.map, padded, 1, w.v, width, rows, width, count);
   for (int64_t i = 0; i < rows; ++i)
-    for (int64_t d = 0; d < dim; d += Vec::width)
-      store(Vec::load(w.out + i * width + d), out + queries[i] * out_row + d, dim - d);
+    each_vec(dim, [&](int64_t d, auto n) {
+      store(Vec::load(w.out + i * width + d), out + queries[i] * out_row + d, n);
+    });
 }
 
 template <class S>
 inline void put(S* to, int64_t to_row, const int64_t* tokens, const float* rows, int64_t count, int64_t dim,
     int64_t width, bool add) {
   for (int64_t i = 0; i < count; ++i)
-    for (int64_t d = 0; d < dim; d += Vec::width) {
+    each_vec(dim, [&](int64_t d, auto n) {
       S* at = to + tokens[i] * to_row + d;
       const Vec value = Vec::load(rows + i * width + d);
-      store(add ? value + load(at, dim - d) : value, at, dim - d);
-    }
+      store(add ? value + load(at, n) : value, at, n);
+    });
 }
 
 // Gradients of one location and head. Keys of several locations (S = float, added up) or of one (S = T).
@@ -141,8 +141,7 @@ void temporal_backward(
 template <class T>
 void round_rows(T* to, int64_t to_row, const float* from, int64_t rows, int64_t dim) {
   for (int64_t i = 0; i < rows; ++i)
-    for (int64_t d = 0; d < dim; d += Vec::width)
-      store(load(from + i * dim + d, dim - d), to + i * to_row + d, dim - d);
+    each_vec(dim, [&](int64_t d, auto n) { store(load(from + i * dim + d, n), to + i * to_row + d, n); });
 }
 
 }  // namespace fym::FYM_ISA
