@@ -160,9 +160,11 @@ def problems(built: Built) -> list[str]:
     if built.has_dot:
         half_precision = "bfloat16" in built.variant.label or "float16" in built.variant.label
         if architecture == 90 and half_precision:
-            fast = count(built, "HGMMA")
+            fast = count(built, "HGMMA") > 0
+        elif architecture == 100 and half_precision:
+            fast = built.tensor_memory
         else:
-            fast = count(built, "HMMA|HGMMA|UTC.*MMA") or built.tensor_memory
+            fast = built.tensor_memory or count(built, "HMMA|HGMMA") > 0
         if not fast:
             found.append("no tensor-core instruction")
     if built.variant.op in MEMORY_BOUND and built.variant.kernel not in SMALL:

@@ -56,7 +56,9 @@ KEY_CONFIGS = {
     80: (config(8, 2, BLOCK_OWN=64, BLOCK_OTHER=32),),
     90: (config(8, 2, BLOCK_OWN=64, BLOCK_OTHER=64), config(8, 2, BLOCK_OWN=64, BLOCK_OTHER=32)),
 }
-FLOAT32_CONFIGS = (config(8, 1, BLOCK_OWN=32, BLOCK_OTHER=32),)
+# three tf32 terms take more registers
+FLOAT32_QUERY_CONFIGS = (config(8, 1, BLOCK_OWN=32, BLOCK_OTHER=16),)
+FLOAT32_KEY_CONFIGS = (config(4, 1, BLOCK_OWN=16, BLOCK_OTHER=16),)
 INTERPRETER_CONFIGS = (config(1, 1, BLOCK_OWN=16, BLOCK_OTHER=16),)
 LOG2_E = tl.constexpr(math.log2(math.e))
 
@@ -257,7 +259,6 @@ def backward(
     inputs = (grad, query, key, value, logsumexp, inner, head_kind.to(query.device))
     sizes = (tokens, grid[0], locations, grid[2], frame_window, location_window, int(first_frame_sink))
     strides = (*grad.stride()[:3], *query.stride()[:3], *key.stride()[:3], *value.stride()[:3])
-    wide = query.element_size() > 2
     options = {
         "key": ("HEADS", "DIM"),
         "SCALE": scale,
@@ -268,9 +269,13 @@ def backward(
         "ACC": accumulation(query.dtype),
     }
 
-    fixed = INTERPRETER_CONFIGS if INTERPRETED else FLOAT32_CONFIGS if wide else None
-    query_configs = fixed or for_device(QUERY_CONFIGS[64 if dim <= 64 else 128], query)
-    key_configs = fixed or for_device(KEY_CONFIGS, query)
+    if INTERPRETED:
+        query_configs = key_configs = INTERPRETER_CONFIGS
+    elif query.element_size() > 2:
+        query_configs, key_configs = FLOAT32_QUERY_CONFIGS, FLOAT32_KEY_CONFIGS
+    else:
+        query_configs = for_device(QUERY_CONFIGS[64 if dim <= 64 else 128], query)
+        key_configs = for_device(KEY_CONFIGS, query)
 
     def key_tiles(meta: dict[str, int]) -> tuple[int, int, int]:
         sink = ceil_div(locations, meta["BLOCK_OWN"]) if first_frame_sink else 0
