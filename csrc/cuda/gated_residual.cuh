@@ -10,6 +10,7 @@ constexpr int gate_columns = 64;  // vectors across: 1 KB of a row
 constexpr int gate_rows = 4;
 constexpr int gate_threads = gate_columns * gate_rows;
 constexpr int gate_batch = 4;  // tokens a thread has in flight
+constexpr int gate_backward_batch = 2;  // of two tensors; with four the registers run out on sm_100
 constexpr int gate_tokens = gate_rows * gate_batch;
 
 template <class T, class G>
@@ -73,17 +74,18 @@ __global__ void __launch_bounds__(gate_threads, Wide ? 2 : 1)
   const bool per_token = a.gate.stride_s;
   float sum[N] = {}, gate[N] = {};
   if (inside && want_y && !per_token) load<Wide, N>(a.gate.at(b, 0) + column, left).unpack(gate);
-  for (int64_t s0 = start + row; inside && s0 < end; s0 += gate_tokens) {
-    Pack<T, N> grads[gate_batch], ys[gate_batch];
+#pragma unroll 1
+  for (int64_t s0 = start + row; inside && s0 < end; s0 += gate_rows * gate_backward_batch) {
+    Pack<T, N> grads[gate_backward_batch], ys[gate_backward_batch];
 #pragma unroll
-    for (int i = 0; i < gate_batch; ++i) {
+    for (int i = 0; i < gate_backward_batch; ++i) {
       const int64_t s = s0 + i * gate_rows;
       if (s >= end) continue;
       grads[i] = load<Wide, N>(a.grad.at(b, s) + column, left);
       if (want_gate) ys[i] = load<Wide, N>(a.y.at(b, s) + column, left);
     }
 #pragma unroll
-    for (int i = 0; i < gate_batch; ++i) {
+    for (int i = 0; i < gate_backward_batch; ++i) {
       const int64_t s = s0 + i * gate_rows;
       if (s >= end) continue;
       float grad[N], product[N];
