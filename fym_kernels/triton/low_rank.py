@@ -27,6 +27,7 @@ from fym_kernels.triton.common import (
     accumulation_torch,
     ceil_div,
     config,
+    for_device,
     launch,
     power_of_two,
     sum_partials,
@@ -37,8 +38,18 @@ from fym_kernels.triton.common import (
 TILE = 64
 SHRINK_CONFIGS = (config(8, 3, BLOCK_M=64), config(8, 2, BLOCK_M=128))
 REDUCE_CONFIGS = (config(4, 3, BLOCK_M=64), config(4, 2, BLOCK_M=32))
+EXPAND_CONFIGS = (config(4, 2, BLOCK_M=64),)  # in place, so never more than one to time
+# On sm_80 for other dtypes: beside float32 factors they take three tf32 terms, and with them more registers.
+# Told what it may use, the assembler does not spill for one more block.
+WIDE_CONFIGS = (config(8, 2, most_registers=255, BLOCK_M=32),)
 INTERPRETER_CONFIGS = (config(1, 1, BLOCK_M=16),)
 PROGRAMS = 512  # that `reduce` aims at: a few per multiprocessor of the largest devices
+
+
+def _configs(like: Tensor, configs: tuple[triton.Config, ...]) -> tuple[triton.Config, ...]:
+    if INTERPRETED:
+        return INTERPRETER_CONFIGS
+    return configs if like.dtype == torch.bfloat16 else for_device({80: WIDE_CONFIGS, 90: configs}, like)
 
 
 class Columns(NamedTuple):
@@ -118,7 +129,7 @@ def shrink(x: Tensor, columns: Columns, factor_rank_last: Tensor, s: Tensor, sca
         x, factor_rank_last, s, x if columns.heads is None else columns.heads, batch * tokens, tokens,
         x.stride(0), x.stride(1), columns.groups, columns.width, columns.total, rank,
         factor_rank_last.stride(0), factor_rank_last.stride(1), s.stride(0), float(scale),
-        configs=INTERPRETER_CONFIGS if INTERPRETED else SHRINK_CONFIGS,
+        configs=_configs(x, SHRINK_CONFIGS),
         key=("total", "rank"),
         PARTS=0 if columns.heads is None else columns.parts,
         BLOCK_K=max(16, power_of_two(columns.width)),
@@ -159,15 +170,14 @@ def expand(y: Tensor, columns: Columns, s: Tensor, factor_rank_first: Tensor, sc
     batch, tokens, _ = y.shape
     rank = s.shape[1]
     assert factor_rank_first.shape == (rank, columns.total) and y.stride(-1) == 1 and s.stride(-1) == 1
-    block_m = 16 if INTERPRETED else 64
     dot = tl.bfloat16 if y.dtype == torch.bfloat16 else accumulation(y.dtype)
     launch(
         _expand_kernel,
-        (columns.groups, ceil_div(batch * tokens, block_m)),
+        lambda meta: (columns.groups, ceil_div(batch * tokens, meta["BLOCK_M"])),
         y, s, factor_rank_first, y if columns.heads is None else columns.heads, batch * tokens, tokens,
         y.stride(0), y.stride(1), columns.width, columns.total, rank,
         factor_rank_first.stride(0), factor_rank_first.stride(1), s.stride(0), float(scale),
-        configs=(config(4, 2, BLOCK_M=block_m),),
+        configs=_configs(y, EXPAND_CONFIGS),
         PARTS=0 if columns.heads is None else columns.parts,
         BLOCK_N=max(16, power_of_two(columns.width)),
         BLOCK_R=min(TILE, max(16, power_of_two(rank))),
@@ -223,7 +233,7 @@ def reduce(
         x, s, partials, x if columns.heads is None else columns.heads, rows, per_split, tokens,
         x.stride(0), x.stride(1), columns.width, columns.total, rank,
         s.stride(0), partials.stride(1), *((1, columns.total) if rank_first else (rank, 1)), float(scale),
-        configs=INTERPRETER_CONFIGS if INTERPRETED else REDUCE_CONFIGS,
+        configs=_configs(x, REDUCE_CONFIGS),
         key=("total", "rank"),
         PARTS=0 if columns.heads is None else columns.parts,
         BLOCK_N=max(16, power_of_two(columns.width)),

@@ -206,12 +206,13 @@ def backward(
     own, other = _dense_frames(own), _dense_frames(other)
     rows, columns = _tile(frames, height * width)
     unit, numbers = _in_units(height * width, own, other)
+    most_registers = 64 if own.dtype == torch.bfloat16 else 80
     launch(
         _gradient_kernel,
         (ceil_div(height * width, columns), channels * ceil_div(frames, rows), batch),
         own, other, coefficients, error_scale, grad_loss, out, frames, *numbers,
         # told what it may use, the assembler stops spilling 8 bytes to fit one more block
-        configs=(config(4, most_registers=64, FRAMES=rows, PIXELS=columns),),
+        configs=(config(4, most_registers=most_registers, FRAMES=rows, PIXELS=columns),),
         UNIT=unit,
         OWN=0 if side == "pred" else 2,
         ACC=accumulation(own.dtype),
