@@ -11,6 +11,8 @@ from fym.bench.targets import GROUPS, Options
 from fym.cli import main
 from fym.families import load_family
 
+BENCH = ("bench", "--stock-malloc")  # the tests after this one share the process
+
 GRID = (3, 4, 5)
 FLOAT32 = torch.float32
 
@@ -131,11 +133,11 @@ def test_a_row_reaches_its_goals(ratios, reached):
 
 def test_every_group_is_measured_by_the_command(tmp_path, capsys):
     path = tmp_path / "figures.json"
-    assert main(["bench", "--quick", "--no-compile", "--json", str(path), "--only", "qk_norm_rope"]) == 0
+    assert main([*BENCH, "--quick", "--no-compile", "--json", str(path), "--only", "qk_norm_rope"]) == 0
     result = run.load(path)
     assert [row["name"] for row in result["rows"]] == ["qk_norm_rope"] * 2
     assert result["machine"]["threads"] == torch.get_num_threads()
-    assert main(["bench", "--json", str(path), "--markdown"]) == 0
+    assert main([*BENCH, "--json", str(path), "--markdown"]) == 0
     assert "| qk_norm_rope forward |" in capsys.readouterr().out
 
 
@@ -144,15 +146,15 @@ def test_computed_figures_and_rows_share_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "training_steps", lambda: iter([step]))
     path = tmp_path / "figures.json"
     for arguments in (["--quick", "--no-compile", "--only", "saved"], ["--computed"]):
-        assert main(["bench", "--json", str(path), *arguments]) == 0
+        assert main([*BENCH, "--json", str(path), *arguments]) == 0
     result = run.load(path)
     assert result["rows"] and result["computed"] and "saved for backward" in run.as_markdown(result)
-    assert main(["bench", "--quick", "--no-compile", "--only", "saved", "--json", str(path)]) == 0
+    assert main([*BENCH, "--quick", "--no-compile", "--only", "saved", "--json", str(path)]) == 0
     assert run.load(path)["computed"] == result["computed"]
 
 
 def test_an_unknown_row_is_refused(capsys):
-    assert main(["bench", "--only", "nothing"]) == 2
+    assert main([*BENCH, "--only", "nothing"]) == 2
     assert "lora" in capsys.readouterr().err
 
 

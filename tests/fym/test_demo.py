@@ -7,7 +7,6 @@ import io
 import json
 
 import numpy as np
-import pytest
 
 from fym.console import Console
 from fym.demo import job
@@ -56,7 +55,6 @@ def test_the_cases_ask_for_new_looks_in_the_models_words(tmp_path):
     assert velocity_cosine(seen.track, rendered.track) > 0.98
 
 
-@pytest.mark.slow
 def test_the_whole_demo_runs_and_resumes(tiny_wan, tmp_path):
     """On a tiny random model: both runs, one page with every clip, a table; the second go makes nothing."""
     model = tiny_wan()
