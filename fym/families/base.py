@@ -69,7 +69,7 @@ class Family(ABC):
     pipeline: Any  # the diffusers pipeline
     transformer: Any  # its DiT
     model_id: str  # "embedded", a hub id or a folder's name
-    model_hash: str  # of the transformer's config and weights, see loading.fingerprint
+    model_hash: str  # of the transformer's config and weights, see fym.families.fingerprint
     encoder_hash: str  # of what makes latents and text embeddings
     defaults: Defaults
     schedule: FlowMatching

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -12,13 +11,10 @@ import torch
 
 from fym.errors import UserError
 from fym.families.base import Family
+from fym.families.wan import WanFamily
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-# Files larger than WHOLE are hashed in part: PIECE bytes at every STEP. Fine-tuning changes all weights, so
-# pieces tell models apart, and 28 GB take a second instead of half a minute.
-WHOLE, PIECE, STEP = 64 << 20, 64 << 10, 16 << 20
-UNHASHED = ("_diffusers_version", "_name_or_path")  # of the config: they say nothing about the weights
 
 
 def load_family(model: str, *, dtype: str = "auto", device: str = "auto") -> Family:
@@ -60,8 +56,6 @@ def find_model(model: str) -> tuple[Path, str]:
 
 def family_class(folder: Path, model: str) -> Any:
     """The class that can drive the pipeline in `folder`; UserError for a kind that none can."""
-    from fym.families.wan import WanFamily
-
     families = {"WanPipeline": WanFamily}
     try:
         index = json.loads((folder / "model_index.json").read_text("utf-8"))
@@ -84,26 +78,6 @@ def family_class(folder: Path, model: str) -> Any:
             f"{model} is incomplete", f"there is no folder {', '.join(missing)} in it", "Download it again"
         )
     return families[kind]
-
-
-def fingerprint(folder: Path) -> str:
-    """sha256 over the transformer's config and its weight files, the large ones in evenly spread pieces."""
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    digest = hashlib.sha256()
-    kept = {key: value for key, value in config.items() if key not in UNHASHED}
-    digest.update(json.dumps(kept, sort_keys=True).encode())
-    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    for path in weights:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            if size <= WHOLE:
-                digest.update(file.read())
-                continue
-            for place in [*range(0, size, STEP), size - PIECE]:
-                file.seek(place)
-                digest.update(file.read(PIECE))
-    return digest.hexdigest()
 
 
 def pick_device(device: str) -> torch.device:

@@ -14,7 +14,7 @@ from torch import Tensor
 from fym.adapters import AdapterStack, HeadLora
 from fym.errors import UserError
 from fym.families.base import AttentionControl, Defaults, Family, OnQK
-from fym.families.loading import fingerprint
+from fym.families.fingerprint import fingerprint
 from fym.families.projections import LOG, check_plain, installed, project, report_fallbacks
 from fym.families.wan_block import WanBlockForward, WanSelfAttention, normalise_rotate, why_stock
 from fym.flow import FlowMatching
