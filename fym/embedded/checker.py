@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from fym.embedded.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZE, Scene, render
+from fym.embedded.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZE, Ground, Scene, Thing, render
 
 DIFFERENT = 60.0  # sum of absolute RGB differences (of 765) that makes a pixel part of the object
 SMALLEST, LARGEST = 20, 700  # pixels of an object in a 48 x 48 frame
@@ -92,9 +92,8 @@ def _templates() -> dict[str, list[np.ndarray]]:
     for shape in SHAPES:
         out[shape] = []
         for angle in np.linspace(-0.3, 0.3, 5):
-            scene = Scene(
-                shape, "white", "black", np.full((1, 2), 24.0), "", np.full(1, 8.0), np.full(1, angle)
-            )
+            thing = Thing(shape, "white", np.full((1, 2), 24.0), np.full(1, 8.0), np.full(1, angle))
+            scene = Scene((thing,), Ground("black"), frames=1)
             mask = render(scene)[0, ..., 0].numpy() > 128
             ys, xs = np.nonzero(mask)
             out[shape].append(_normalised(mask, np.array([xs.mean() + 0.5, ys.mean() + 0.5])))

@@ -47,11 +47,11 @@ def sample(
 
 
 def held_out_scenes(count: int) -> list[Scene]:
-    """Scenes of the training world that name their motion, drawn with a seed of their own."""
+    """Plain scenes of the training world that name their motion, drawn with a seed of their own."""
     rng = np.random.default_rng((2026, count))
     scenes: list[Scene] = []
     while len(scenes) < count:
-        scene = sample_scene(rng)
+        scene = sample_scene(rng, kind="plain")
         if MOTIONS[scene.motion][0] in scene.prompt:
             scenes.append(scene)
     return scenes

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,13 +13,22 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from fym.embedded.scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, caption
+from fym.embedded.scenes import captions
+from fym.embedded.scenes.backgrounds import KINDS, PHOTOS
+from fym.embedded.scenes.camera import CAMERA_MOVES
+from fym.embedded.scenes.captions import caption
+from fym.embedded.scenes.colours import BACKGROUNDS, COLOURS, TEXTURES
+from fym.embedded.scenes.figure import FIGURE_MOTIONS
+from fym.embedded.scenes.motions import MOTIONS
+from fym.embedded.scenes.sampling import CHANGES
+from fym.embedded.scenes.shapes import SHAPES
 
 MAX_TOKENS = 32
 TEXT_DIM = 64
 
 
 def _captions(count: int = 4000) -> Iterator[str]:
+    """Captions of the first version of the world: their tokens keep their ids."""
     rng = np.random.default_rng(0)
     for _ in range(count):
         phrase = MOTIONS[str(rng.choice(list(MOTIONS)))][0]
@@ -25,8 +37,48 @@ def _captions(count: int = 4000) -> Iterator[str]:
             str(rng.choice(list(COLOURS))),
             str(rng.choice(list(BACKGROUNDS))),
             phrase if rng.random() < 0.7 else "",
-            str(rng.choice(list(SIZES))),
+            str(rng.choice(["small", "", "large"])),
         )
+
+
+def new_words() -> list[str]:
+    """Every word that captions of the second version add, in a fixed order."""
+    phrases = [
+        *(choice for choices in captions.SYNONYMS.values() for choice in choices),
+        *captions.PLACES.values(),
+        *captions.GROUND_FORMS,
+        *TEXTURES,
+        *KINDS,
+        *PHOTOS,
+        *CHANGES,
+        *FIGURE_MOTIONS,
+        *CAMERA_MOVES,
+        "to the left and right, the camera person figure",
+    ]
+    words = " ".join(phrases).replace("{}", "").replace(",", "").split()
+    return list(dict.fromkeys(words))
+
+
+def _add_words(state: dict[str, Any], words: list[str]) -> None:
+    """Make each word one token of a BPE model (`model` of a tokenizer.json) without changing any other.
+
+    The new merges rank below all others, and join the pieces into which the old ones leave the word.
+    """
+    vocabulary, merges = state["vocab"], [tuple(m) for m in state["merges"]]
+    rank = {pair: i for i, pair in enumerate(merges)}
+    for word in words:
+        pieces = ["Ġ", *word]
+        while len(pieces) > 1:
+            pairs = list(itertools.pairwise(pieces))
+            best = min(pairs, key=lambda pair: rank.get(pair, len(rank)))
+            at = pairs.index(best)
+            joined = "".join(best)
+            if best not in rank:
+                rank[best] = len(merges)
+                merges.append(best)
+                vocabulary.setdefault(joined, len(vocabulary))
+            pieces[at : at + 2] = [joined]
+    state["merges"] = [list(m) for m in merges]
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -46,8 +98,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
     )
+    state = json.loads(tokenizer.to_str())
+    _add_words(state["model"], new_words())
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", model_max_length=MAX_TOKENS
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        pad_token="<pad>",
+        eos_token="</s>",
+        model_max_length=MAX_TOKENS,
     )
 
 

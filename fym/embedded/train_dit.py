@@ -1,6 +1,6 @@
 """Train the embedded model's diffusion transformer and write the pipeline folder.
 
-    python -m fym.embedded.train_dit --out FOLDER [--clips-count 8000] [--plan frame:700,few:1900,full:1400]
+    python -m fym.embedded.train_dit --out FOLDER [--clips-count 8000] [--plan mixed:3000,full:1500]
 
 FOLDER holds `vae/` (from fym.embedded.train_vae). Latents of rendered scenes are encoded once; then the
 transformer and the text encoder learn from single frames (`frame`), from a few latent frames of a clip at
@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fym.embedded.autoencoder import PatchAutoencoder
-from fym.embedded.scenes import FRAMES, SIZE, render, sample_scene
+from fym.embedded.scenes import FRAMES, SIZE, render_with_masks, sample_scene
 from fym.embedded.text import MAX_TOKENS, TEXT_DIM, build_text_encoder, build_tokenizer, encode, tokenize
 from fym.embedded.train_vae import make_optimizers, to_input
 
@@ -31,7 +31,8 @@ LATENT_CHANNELS = 16
 
 SHIFT = 3.0  # of the flow-matching noise schedule
 LATENT_FRAMES = 1 + (FRAMES - 1) // 4
-BATCH = {"frame": 96, "few": 24, "full": 8}
+BATCH = {"frame": 64, "few": 24, "full": 8}
+OBJECT_WEIGHT = 4.0  # extra loss weight of the cells that objects touch
 
 
 def build_transformer() -> WanTransformer3DModel:
@@ -114,16 +115,16 @@ def make_latents(vae: PatchAutoencoder, folder: Path, count: int, *, chunk: int 
         path = folder / f"latents_{first:06d}.safetensors"
         if path.exists():
             continue
-        latents, ids, tracks = [], [], []
+        latents, ids, touched = [], [], []
         for index in range(first, first + chunk, 10):
             scenes = [sample_scene(np.random.default_rng((7, index + k))) for k in range(10)]
-            x = to_input(torch.stack([render(s) for s in scenes]))
+            frames, masks = zip(*(render_with_masks(s) for s in scenes), strict=True)
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                z = vae.encode(x, return_dict=False)[0].mode().float()
+                z = vae.encode(to_input(torch.stack(frames)), return_dict=False)[0].mode().float()
             latents.append(((z - mean) / std).half().contiguous())
             ids.append(tokenize(tokenizer, [s.prompt for s in scenes]))
-            tracks.append(torch.tensor(np.stack([s.track for s in scenes])).half())
-        data = {"latents": torch.cat(latents), "ids": torch.cat(ids), "tracks": torch.cat(tracks)}
+            touched.append(torch.stack([object_cells(m) for m in masks]))
+        data = {"latents": torch.cat(latents), "ids": torch.cat(ids), "touched": torch.cat(touched)}
         save_file(data, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").rename(path)
 
@@ -131,21 +132,18 @@ def make_latents(vae: PatchAutoencoder, folder: Path, count: int, *, chunk: int 
 def load_latents(folder: Path) -> dict[str, Tensor]:
     parts = [load_file(p) for p in sorted(folder.glob("latents_*.safetensors"))]
     data = {key: torch.cat([p[key] for p in parts]) for key in parts[0]}
-    data["weight"] = object_weight(data.pop("tracks").float())
+    data["weight"] = 1.0 + OBJECT_WEIGHT * data.pop("touched").float()
     return data
 
 
-def object_weight(tracks: Tensor, *, extra: float = 2.0, reach: float = 11.0) -> Tensor:
-    """(N, F, 2) tracks -> (N, F', 6, 6) loss weights: 1, and 1 + extra on cells near the object.
+def object_cells(masks: Tensor) -> Tensor:
+    """Masks (N, F, H, W) in [0, 1] -> (F', H/8, W/8) bool: cells that an object covers or touches.
 
-    The object covers about a tenth of the picture; without a weight its shape is learned last.
+    Objects cover about a tenth of the picture; without a weight their shape is learned last.
     """
-    cell = SIZE // 8
-    centre = (torch.arange(cell) + 0.5) * 8
-    latent = torch.cat([tracks[:, :1], tracks[:, 1:].unflatten(1, (-1, 4)).mean(2)], 1)
-    dx = (latent[..., 0, None, None] - centre[None, None, None, :]).abs()
-    dy = (latent[..., 1, None, None] - centre[None, None, :, None]).abs()
-    return 1.0 + extra * (torch.maximum(dx, dy) < reach).float()
+    covered = masks.amax(0) if len(masks) else masks.new_zeros(masks.shape[1:])
+    groups = torch.cat([covered[:1].expand(4, -1, -1), covered[1:]]).unflatten(0, (-1, 4)).amax(1)
+    return nn.functional.max_pool2d(groups[None], 8)[0] > 0.5
 
 
 def pick_frames(mode: str, rng: np.random.Generator) -> list[int]:
@@ -194,6 +192,7 @@ def parse_plan(text: str) -> list[tuple[dict[str, float], int]]:
     mixes = {
         "frame": {"frame": 1.0},
         "few": {"few": 0.85, "frame": 0.15},
+        "mixed": {"full": 0.5, "few": 0.35, "frame": 0.15},
         "full": {"full": 0.7, "few": 0.22, "frame": 0.08},
     }
     return [(mixes[name], int(steps)) for name, steps in (part.split(":") for part in text.split(","))]
@@ -207,11 +206,15 @@ def mode_of(plan: list[tuple[dict[str, float], int]], step: int) -> str:
 
 
 def load_weights(modules: nn.ModuleDict, folder: Path) -> None:
-    """Take transformer and text encoder of a pipeline folder."""
+    """Take transformer and text encoder of a pipeline folder; words it lacks keep their random start."""
     pipeline = WanPipeline.from_pretrained(folder)
     state = {f"transformer.{k}": v for k, v in pipeline.transformer.state_dict().items()}
     state |= {f"text_encoder.{k}": v for k, v in pipeline.text_encoder.state_dict().items()}
     wrapped = {k.replace("transformer.rope.", "transformer.rope.rope."): v.float() for k, v in state.items()}
+    own = modules.state_dict()
+    for name, value in wrapped.items():
+        if "shared" in name or "embed_tokens" in name:  # ids are only ever added at the end
+            wrapped[name] = torch.cat([value, own[name][len(value) :]])
     modules.load_state_dict(wrapped)
 
 

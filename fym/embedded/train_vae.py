@@ -1,7 +1,8 @@
 """Train the embedded model's autoencoder: `python -m fym.embedded.train_vae --out FOLDER`.
 
-It starts as the principal components of 8 x 8 pixel x 4 frame patches and learns rendered scenes at random
-playback speeds and crops of real clips. Seeded and resumable: run the same command again.
+It starts as the principal components of 8 x 8 pixel x 4 frame patches, or from a trained one (`--start`), and
+learns rendered scenes at random playback speeds and crops of real clips. `--decoder-only` keeps the latents
+of the start exactly as they are. Seeded and resumable: run the same command again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import argparse
 import json
 import math
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fym.embedded.autoencoder import STRIDE, PatchAutoencoder, to_patches
-from fym.embedded.scenes import FRAMES, SIZE, render, sample_scene, unseen_scene
+from fym.embedded.scenes import FRAMES, SIZE, at_frames, render, sample_scene, unseen_scene
 
 NOISE = 0.05  # standard deviation of the noise on latents in training, as a share of each channel's
 
@@ -70,7 +70,7 @@ def scene_window(rng: np.random.Generator) -> Tensor:
     scene = sample_scene(rng)
     stride = int(rng.choice([0, 1, 1, 1, 2, 3, 4, 6]))
     start = int(rng.integers(0, FRAMES - (STRIDE - 1) * stride))
-    return render(replace(scene, path=scene.path[[start + k * stride for k in range(STRIDE)]]))
+    return render(at_frames(scene, [start + k * stride for k in range(STRIDE)]))
 
 
 def batch(rng: np.random.Generator, size: int, real: RealClips | None) -> Tensor:
@@ -97,10 +97,11 @@ def start_from_principal_components(vae: PatchAutoencoder, real: RealClips | Non
 
 @torch.no_grad()
 def evaluate(vae: PatchAutoencoder, real: RealClips | None, clips: int = 12) -> dict[str, float]:
-    """PSNR (dB) on held-out whole clips: training motions, unseen motions, real crops."""
+    """PSNR (dB) on held-out whole clips: scenes of all kinds, plain ones, unseen motions, real crops."""
     rng = np.random.default_rng(987_654)
     groups = {
-        "scenes": [render(sample_scene(rng)) for _ in range(clips)],
+        "scenes": [render(sample_scene(rng)) for _ in range(2 * clips)],
+        "plain scenes": [render(sample_scene(rng, kind="plain")) for _ in range(clips)],
         "unseen motions": [render(unseen_scene(m, shape="star")) for m in ("spiral", "bounce", "zig-zag")],
     }
     if real is not None:
@@ -130,6 +131,8 @@ def make_optimizers(module: nn.Module, lr: float) -> list[torch.optim.Optimizer]
     matrices: list[Tensor] = []
     rest: list[Tensor] = []
     for name, p in module.named_parameters():
+        if not p.requires_grad:
+            continue
         (matrices if p.ndim == 2 and "blocks." in name else rest).append(p)
     return [
         torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
@@ -141,6 +144,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the result")
     parser.add_argument("--clips", type=Path, help="folder of real mp4 clips to learn crops of")
+    parser.add_argument("--start", type=Path, help="folder of an autoencoder that is trained further")
+    parser.add_argument("--decoder-only", action="store_true", help="keep the encoder of --start")
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -149,7 +154,12 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
 
-    vae = PatchAutoencoder()
+    if args.decoder_only and not args.start:
+        raise SystemExit("--decoder-only keeps an encoder: name the autoencoder with --start")
+    vae = PatchAutoencoder.from_pretrained(args.start).float() if args.start else PatchAutoencoder()
+    if args.decoder_only:
+        for name, p in vae.named_parameters():
+            p.requires_grad_(not name.startswith("encode"))
     real = RealClips(args.clips) if args.clips else None
     optimizers = make_optimizers(vae, args.lr)
     state_file, first = args.out / "vae_state.pt", 0
@@ -159,7 +169,7 @@ def main() -> None:
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         first = state["step"]
-    else:
+    elif not args.start:
         start_from_principal_components(vae, real)
     log = (args.out / "vae.jsonl").open("a")
     start = time.time()
@@ -191,7 +201,8 @@ def main() -> None:
                 torch.save(state, state_file.with_suffix(".tmp"))
                 state_file.with_suffix(".tmp").rename(state_file)
             print(json.dumps(row), file=log, flush=True)
-    set_latent_statistics(vae)
+    if not args.decoder_only:
+        set_latent_statistics(vae)
     vae.save_pretrained(args.out / "vae")
 
 
