@@ -327,6 +327,7 @@ def main() -> None:
             torch.save(state, state_file.with_suffix(".tmp"))
             state_file.with_suffix(".tmp").rename(state_file)
             write_pipeline(len(tokenizer), averaged, vae, args.out / "model")
+    write_pipeline(len(tokenizer), averaged, vae, args.out / "model")  # again, should the decoder be new
 
 
 if __name__ == "__main__":
