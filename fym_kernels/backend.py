@@ -1,13 +1,14 @@
 """Which backend runs: the only place that decides.
 
 Every op has a `reference` in plain PyTorch; native kernels register themselves here with the devices and
-dtypes they support. `choose` picks one, from strongest to weakest wish: the op's `backend=` argument,
-`use_backend(...)`, the environment variable FYM_KERNELS_BACKEND (read once, at import), and "auto", which
-takes the fastest one that fits.
+dtypes they support, and with the sizes if those have a limit. `choose` picks one, from strongest to weakest
+wish: the op's `backend=` argument, `use_backend(...)`, the environment variable FYM_KERNELS_BACKEND (read
+once, at import), and "auto", which takes the fastest one that fits.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from fym_kernels.checks import show
 
+LOG = logging.getLogger("fym_kernels")
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 ENVIRONMENT_VARIABLE = "FYM_KERNELS_BACKEND"
 OPS = (
@@ -38,11 +40,15 @@ class BackendError(ValueError):
 
 
 class Kernel(NamedTuple):
-    """One implementation of an op. Empty `devices` or `dtypes` mean any."""
+    """One implementation of an op. Empty `devices` or `dtypes` mean any.
+
+    limit: why the kernel cannot hold a tensor this large, empty when it can; None: it takes any size.
+    """
 
     function: Callable[..., Any]
     devices: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...]
+    limit: Callable[[Tensor], str] | None
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ class Choices(tuple[Choice, ...]):
 
 _kernels: dict[str, dict[str, Kernel]] = {op: {} for op in OPS}
 _absent: dict[str, str] = {}  # backend -> why none of its kernels could be loaded
+_told: set[str] = set()  # what has been logged: once a process is enough
 
 
 def _known(name: str, where: str) -> str:
@@ -89,9 +96,10 @@ def register(
     *,
     devices: tuple[str, ...] = (),
     dtypes: tuple[torch.dtype, ...] = (),
+    limit: Callable[[Tensor], str] | None = None,
 ) -> None:
-    """Make `function` the `backend` of `op`."""
-    _kernels[op][backend] = Kernel(function, devices, dtypes)
+    """Make `function` the `backend` of `op`; the other arguments are those of `Kernel`."""
+    _kernels[op][backend] = Kernel(function, devices, dtypes, limit)
 
 
 def mark_absent(backend: str, reason: str) -> None:
@@ -113,19 +121,20 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def choose(op: str, tensor: Tensor, requested: str | None = None) -> Callable[..., Any]:
-    """The function that runs `op` on tensors like `tensor`.
+    """The function that runs `op` on tensors like `tensor`, which is the op's first argument.
 
+    Where the fastest backend cannot hold a tensor this large the next one runs, and one line is logged.
     Raises BackendError (a ValueError) when a backend was asked for by name and cannot run here.
     """
     if not isinstance(tensor, Tensor):
         return _kernels[op]["reference"].function  # whose checks name the argument
-    name, _ = _decide(op, tensor.device.type, tensor.dtype, requested)
+    name, _ = _decide(op, tensor.device.type, tensor.dtype, requested, tensor)
     return _kernels[op][name].function
 
 
 def selected(op: str, tensor: Tensor) -> str:
     """The name of the backend that `op` takes for tensors like `tensor`. Raises BackendError as `choose`."""
-    return _decide(op, tensor.device.type, tensor.dtype, None)[0]
+    return _decide(op, tensor.device.type, tensor.dtype, None, tensor)[0]
 
 
 def explain(device: str | None = None, dtypes: tuple[torch.dtype, ...] | None = None) -> Choices:
@@ -145,18 +154,26 @@ def explain(device: str | None = None, dtypes: tuple[torch.dtype, ...] | None = 
     return Choices(rows)
 
 
-def _decide(op: str, device: str, dtype: torch.dtype, requested: str | None) -> tuple[str, str]:
+def _decide(
+    op: str, device: str, dtype: torch.dtype, requested: str | None, tensor: Tensor | None = None
+) -> tuple[str, str]:
+    """(backend, why). Without a tensor, sizes are taken to fit."""
     wish, by = (_wish, _wished_by) if requested is None else (requested, "backend")
     _known(wish, by)
     if wish != "auto":
-        problem = _problem(op, wish, device, dtype)
+        problem = _problem(op, wish, device, dtype) or _limit(op, wish, tensor)
         if problem:
             raise BackendError(f"{op} cannot run on backend {wish!r} (asked for by {by}): {problem}")
         return wish, f"asked for by {by}"
-    skipped = ""
+    skipped = too_large = ""
     for name in (*_natural(device), "reference"):
         problem = _problem(op, name, device, dtype)
         if not problem:
+            problem = _limit(op, name, tensor)
+            too_large = too_large or problem
+        if not problem:
+            if too_large:
+                _tell(f"{op} runs on backend {name!r}: {too_large}")
             return name, skipped or f"fastest for {device}"
         skipped = skipped or problem
     raise AssertionError(f"{op} has no reference")
@@ -177,3 +194,16 @@ def _problem(op: str, name: str, device: str, dtype: torch.dtype) -> str:
     if kernel.dtypes and dtype not in kernel.dtypes:
         return f"the {name} kernel takes {', '.join(map(show, kernel.dtypes))}, got {show(dtype)}"
     return ""
+
+
+def _limit(op: str, name: str, tensor: Tensor | None) -> str:
+    """Why backend `name`, which can run `op`, cannot hold a tensor this large; empty when it can."""
+    limit = _kernels[op][name].limit
+    return "" if limit is None or tensor is None else limit(tensor)
+
+
+def _tell(line: str) -> None:
+    if torch.compiler.is_compiling() or line in _told:  # a log call would break the graph
+        return
+    _told.add(line)
+    LOG.warning(line)

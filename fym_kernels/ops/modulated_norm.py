@@ -13,6 +13,8 @@ from fym_kernels.checks import accumulation_dtype
 from fym_kernels.ops import native
 from fym_kernels.reference.modulated_norm import check
 
+CUDA_MOST_WIDTH = 8192  # norm_most_width of csrc/cuda/modulated_norm.cuh
+
 
 def modulated_norm(
     x: Tensor, scale: Tensor, shift: Tensor, *, eps: float = 1e-6, backend: str | None = None
@@ -33,6 +35,12 @@ def _run(op: Any, x: Tensor, scale: Tensor, shift: Tensor, *, eps: float = 1e-6)
     scale, shift = (v.to(acc) if v.dtype == torch.float64 else v for v in (scale, shift))
     out: Tensor = op(x, scale, shift, eps)[0]
     return out
+
+
+def _cuda_limit(x: Tensor) -> str:
+    if x.ndim == 0 or x.shape[-1] <= CUDA_MOST_WIDTH:
+        return ""
+    return f"the cuda kernel holds rows of at most {CUDA_MOST_WIDTH} channels, got {x.shape[-1]}"
 
 
 def _fake(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,4 +93,5 @@ native.describe(
     fakes={"modulated_norm": _fake, "modulated_norm_backward": _fake_backward},
     save=_save,
     backward=_backward,
+    limits={"cuda": _cuda_limit},
 )

@@ -28,12 +28,14 @@ class Description:
 
     fakes: fake kernel of the op and of each of its helpers, by name. save(ctx, inputs, output) and
     backward(op_backward, ctx, *grads): the autograd formula; neither for an op without gradient.
+    limits: of backends whose kernel cannot hold every size, `backend.Kernel.limit`.
     """
 
     run: Callable[..., Any]
     fakes: Mapping[str, Callable[..., Any]]
     save: Callable[..., None] | None
     backward: Callable[..., Any] | None
+    limits: Mapping[str, Callable[[Tensor], str]]
 
 
 _descriptions: dict[str, Description] = {}
@@ -47,9 +49,10 @@ def describe(
     fakes: Mapping[str, Callable[..., Any]],
     save: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
+    limits: Mapping[str, Callable[[Tensor], str]] | None = None,
 ) -> None:
     """Note how `op` runs, traces and differentiates, and attach the kernels that are there."""
-    _descriptions[op] = Description(run, fakes, save, backward)
+    _descriptions[op] = Description(run, fakes, save, backward, limits or {})
     # an extension built before the op existed lacks it, and is no reason to fail the import
     for backend, loaded in (("cpu", extension.CPU_LOADED), ("cuda", extension.CUDA_LOADED)):
         if loaded and all(_implemented(f"fym_kernels::{name}", backend.upper()) for name in fakes):
@@ -75,7 +78,8 @@ def attach(
                 setup_context=description.save,
             )
     run = _bind(description.run, getattr(ops, op))
-    backends.register(op, backend, run, devices=devices, dtypes=dtypes)
+    limit = description.limits.get(backend)
+    backends.register(op, backend, run, devices=devices, dtypes=dtypes, limit=limit)
 
 
 def operators(op: str, tensor: Tensor) -> tuple[Any, Any] | None:

@@ -14,6 +14,10 @@ from fym_kernels.ops import native
 from fym_kernels.ops.rotary_table import rotary_table
 from fym_kernels.reference.qk_norm_rope import Positions, check
 
+# rope_most_width and rope_weight_threads of csrc/cuda/qk_norm_rope.cuh
+CUDA_MOST_WIDTH = 8192
+CUDA_MOST_UNITS = 256
+
 
 def qk_norm_rope(
     query: Tensor,
@@ -110,6 +114,21 @@ def _run(
     return new_query, new_key
 
 
+def _cuda_limit(query: Tensor) -> str:
+    """rope_fits of csrc/cuda/qk_norm_rope.cuh: a thread's unit of a head is two vectors of 16 bytes."""
+    if query.ndim != 4:
+        return ""
+    heads, dim = query.shape[2:]
+    unit = 32 // query.element_size()
+    units = -(-dim // unit)
+    if heads * units * unit <= CUDA_MOST_WIDTH and units <= CUDA_MOST_UNITS:
+        return ""
+    return (
+        f"the cuda kernel holds at most {CUDA_MOST_WIDTH} channels a token and"
+        f" {CUDA_MOST_UNITS * unit} a head, got {heads} heads of {dim}"
+    )
+
+
 def _rstd_shape(query: Tensor, norm: str) -> tuple[int, ...]:
     return {"across_heads": query.shape[:2], "per_head": query.shape[:3], "none": (0,)}[norm]
 
@@ -191,4 +210,5 @@ native.describe(
     fakes={"qk_norm_rope": _fake, "qk_norm_rope_backward": _fake_backward},
     save=_save,
     backward=_backward,
+    limits={"cuda": _cuda_limit},
 )

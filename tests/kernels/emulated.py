@@ -90,7 +90,8 @@ def load(op: str) -> tuple[ctypes.CDLL, backends.Kernel]:
     path = compile_shared(ROOT / f"csrc/cuda/{op}.cu")
     torch.ops.load_library(str(path))
     native.attach(op, "emulated", devices=("cpu",))
-    return ctypes.CDLL(str(path)), backends._kernels[op].pop("emulated")  # nobody else is to see it
+    kernel = backends._kernels[op].pop("emulated")  # nobody else is to see it
+    return ctypes.CDLL(str(path)), kernel._replace(limit=native._descriptions[op].limits.get("cuda"))
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from parity import assert_parity, strided
 from torch import Tensor
 
 import fym_kernels
+from fym_kernels import backend as backends
 from fym_kernels import reference
-from fym_kernels.ops import native
+from fym_kernels.ops import modulated_norm, native, qk_norm_rope
 
 pytestmark = pytest.mark.skipif(
     emulated.COMPILER is None, reason="no C++ compiler to build the emulator with"
@@ -109,7 +110,8 @@ def arguments_of_op(op: str) -> tuple:
 @pytest.mark.parametrize("op", emulated.OPS)
 def test_opcheck(op: str) -> None:
     """Schema, fake kernels, autograd registration and tracing agree with the bindings."""
-    torch.library.opcheck(getattr(torch.ops.fym_emulated, op).default, arguments_of_op(op))
+    arguments = arguments_of_op(op)  # loads the op
+    torch.library.opcheck(getattr(torch.ops.fym_emulated, op).default, arguments)
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 8), (2, 0, 8), (2, 3, 0)], ids=str)
@@ -209,12 +211,76 @@ def test_offsets_beyond_two_billion_elements(op: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_what_a_block_cannot_hold_is_refused() -> None:
-    """Rather than computed wrongly."""
-    wide = torch.zeros(1, 1, 8193)
-    with pytest.raises(RuntimeError, match="at most 8192"):
-        run("modulated_norm", wide, wide[0], wide[0])
-    arguments = list(arguments_of_op("qk_norm_rope"))
-    arguments[0] = arguments[1] = torch.zeros(1, 2, 70, 128)
-    with pytest.raises(RuntimeError, match="8192"):
-        torch.ops.fym_emulated.qk_norm_rope(*arguments)
+def accepts(op: str, *arguments) -> bool:
+    """Whether the binding takes tensors this large."""
+    emulated.load(op)
+    try:
+        getattr(torch.ops.fym_emulated, op)(*arguments)
+    except RuntimeError as error:
+        if "at most 8192" in str(error):
+            return False
+        raise
+    return True
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_dispatch_knows_what_a_block_can_hold(dtype: torch.dtype) -> None:
+    """The dispatcher keeps back what the binding refuses, and nothing else: at both sides of the limit."""
+    for width in (8192, 8193):
+        x = torch.zeros(1, 1, width, dtype=dtype)
+        assert accepts("modulated_norm", x, x[0], x[0], 1e-6) == (modulated_norm._cuda_limit(x) == "")
+    unit = 32 // dtype.itemsize
+    sizes = (
+        (64, 128),
+        (65, 128),
+        (8192 // unit, 2),
+        (8192 // unit + 1, 2),
+        (1, 256 * unit),
+        (1, 256 * unit + 2),
+    )
+    taken = []
+    for heads, dim in sizes:
+        query, table = torch.zeros(1, 1, heads, dim, dtype=dtype), torch.zeros(2, dim // 2)
+        place = ([1, 1, 1], [dim, 0, 0], False)
+        taken.append(accepts("qk_norm_rope", query, query, None, None, table, *place, 1e-6, "none", 0, True))
+        assert taken[-1] == (qk_norm_rope._cuda_limit(query) == ""), (heads, dim)
+    assert taken == [True, False] * 3
+
+
+@pytest.mark.parametrize("next_one", ["triton", "reference"])
+def test_what_a_block_cannot_hold_runs_on_the_next_backend(next_one: str, monkeypatch, caplog) -> None:
+    """One log line, however many calls; asked for by name, the backend is refused with the reason."""
+    monkeypatch.setattr(backends, "_natural", lambda device: ("cuda", "triton"))
+    monkeypatch.setattr(backends, "_told", set())
+    query = torch.randn(1, 2, 70, 128)
+    calls = {
+        "modulated_norm": (torch.randn(1, 2, 8200), torch.randn(1, 8200), torch.randn(1, 8200)),
+        "qk_norm_rope": (query, query, None, None, tuple(torch.ones(n) for n in (2, 1, 1))),
+    }
+    for op, arguments in calls.items():
+        options = {"axes_dim": WAN} if op == "qk_norm_rope" else {}
+        function, exact = getattr(fym_kernels, op), getattr(reference, op)
+        ran = []
+
+        def triton(*args, note=ran, exact=exact, **kwargs):  # stands in: here it only has to be chosen
+            note.append("triton")
+            return exact(*args, **kwargs)
+
+        with emulated.as_cuda(op):
+            if next_one == "triton":
+                backends.register(op, "triton", triton)
+            else:
+                backends._kernels[op].pop("triton", None)
+            for _ in range(2):
+                torch.testing.assert_close(function(*arguments, **options), exact(*arguments, **options))
+            assert ran == (["triton"] * 2 if next_one == "triton" else [])
+            with pytest.raises(backends.BackendError, match=r"cannot run on backend 'cuda'.*at most 8192"):
+                function(*arguments, **options, backend="cuda")
+            first, last = arguments[0], arguments[0][..., :64]
+            assert (backends.selected(op, first), backends.selected(op, last)) == (next_one, "cuda")
+    assert len(caplog.messages) == 2
+    for op, message in zip(calls, caplog.messages, strict=True):
+        assert (
+            message.startswith(f"{op} runs on backend {next_one!r}: the cuda kernel holds")
+            and "\n" not in message
+        )
