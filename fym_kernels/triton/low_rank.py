@@ -39,17 +39,23 @@ TILE = 64
 SHRINK_CONFIGS = (config(8, 3, BLOCK_M=64), config(8, 2, BLOCK_M=128))
 REDUCE_CONFIGS = (config(4, 3, BLOCK_M=64), config(4, 2, BLOCK_M=32))
 EXPAND_CONFIGS = (config(4, 2, BLOCK_M=64),)  # in place, so never more than one to time
-# On sm_80 for other dtypes: beside float32 factors they take three tf32 terms, and with them more registers.
-# Told what it may use, the assembler does not spill for one more block.
-WIDE_CONFIGS = (config(8, 2, most_registers=255, BLOCK_M=32),)
+# For other dtypes: beside float32 factors they take three tf32 terms, and with them more registers. Told what
+# it may use, the assembler does not spill for one more block.
+WIDE_SM80 = (config(8, 2, most_registers=255, BLOCK_M=32),)
+WIDE_SHRINK = (config(8, 2, most_registers=255, BLOCK_M=64), config(8, 2, most_registers=255, BLOCK_M=128))
+WIDE_REDUCE = (config(4, 3, most_registers=255, BLOCK_M=64), config(4, 2, most_registers=255, BLOCK_M=32))
+WIDE_EXPAND = (config(8, 2, most_registers=255, BLOCK_M=64),)
 INTERPRETER_CONFIGS = (config(1, 1, BLOCK_M=16),)
 PROGRAMS = 512  # that `reduce` aims at: a few per multiprocessor of the largest devices
 
 
-def _configs(like: Tensor, configs: tuple[triton.Config, ...]) -> tuple[triton.Config, ...]:
+def _configs(
+    like: Tensor, configs: tuple[triton.Config, ...], wide: tuple[triton.Config, ...]
+) -> tuple[triton.Config, ...]:
+    """`configs` for bfloat16, for other dtypes `wide`, or on sm_80 its own."""
     if INTERPRETED:
         return INTERPRETER_CONFIGS
-    return configs if like.dtype == torch.bfloat16 else for_device({80: WIDE_CONFIGS, 90: configs}, like)
+    return configs if like.dtype == torch.bfloat16 else for_device({80: WIDE_SM80, 90: wide}, like)
 
 
 class Columns(NamedTuple):
@@ -129,7 +135,7 @@ def shrink(x: Tensor, columns: Columns, factor_rank_last: Tensor, s: Tensor, sca
         x, factor_rank_last, s, x if columns.heads is None else columns.heads, batch * tokens, tokens,
         x.stride(0), x.stride(1), columns.groups, columns.width, columns.total, rank,
         factor_rank_last.stride(0), factor_rank_last.stride(1), s.stride(0), float(scale),
-        configs=_configs(x, SHRINK_CONFIGS),
+        configs=_configs(x, SHRINK_CONFIGS, WIDE_SHRINK),
         key=("total", "rank"),
         PARTS=0 if columns.heads is None else columns.parts,
         BLOCK_K=max(16, power_of_two(columns.width)),
@@ -177,7 +183,7 @@ def expand(y: Tensor, columns: Columns, s: Tensor, factor_rank_first: Tensor, sc
         y, s, factor_rank_first, y if columns.heads is None else columns.heads, batch * tokens, tokens,
         y.stride(0), y.stride(1), columns.width, columns.total, rank,
         factor_rank_first.stride(0), factor_rank_first.stride(1), s.stride(0), float(scale),
-        configs=_configs(y, EXPAND_CONFIGS),
+        configs=_configs(y, EXPAND_CONFIGS, WIDE_EXPAND),
         PARTS=0 if columns.heads is None else columns.parts,
         BLOCK_N=max(16, power_of_two(columns.width)),
         BLOCK_R=min(TILE, max(16, power_of_two(rank))),
@@ -233,7 +239,7 @@ def reduce(
         x, s, partials, x if columns.heads is None else columns.heads, rows, per_split, tokens,
         x.stride(0), x.stride(1), columns.width, columns.total, rank,
         s.stride(0), partials.stride(1), *((1, columns.total) if rank_first else (rank, 1)), float(scale),
-        configs=_configs(x, REDUCE_CONFIGS),
+        configs=_configs(x, REDUCE_CONFIGS, WIDE_REDUCE),
         key=("total", "rank"),
         PARTS=0 if columns.heads is None else columns.parts,
         BLOCK_N=max(16, power_of_two(columns.width)),

@@ -55,6 +55,20 @@ def test_the_hardest_leave_no_configuration_out() -> None:
         assert {of(v) for v in hardest} == {of(v) for v in everything}
 
 
+@pytest.mark.parametrize("architecture", aot.ARCHITECTURES)
+def test_head_attention_has_every_configuration_with_and_without_the_first_frame_sink(architecture) -> None:
+    """The sink is an argument of 0 or 1, and with 1 other code: the sweep must see both."""
+    seen: dict[bool, set[tuple[str, str]]] = {False: set(), True: set()}
+    cases = [case for case in aot_cases.cases() if case.op == "head_attention"]
+    for variant in aot.variants(cases, architecture=architecture):
+        names = variant.call.kernel.arg_names
+        if "sink" in names:
+            with_sink = bool(variant.call.args[names.index("sink")])
+            seen[with_sink].add((variant.kernel, str(variant.config)))
+    assert seen[True] == seen[False]
+    assert {kernel for kernel, _ in seen[True]} == {"_forward_kernel", "_query_kernel", "_key_kernel"}
+
+
 def test_a_spill_and_a_narrow_load_would_be_found() -> None:
     """The checks can fail: on a kernel squeezed into 16 registers, and on float32 tiles of odd stride."""
     variant = next(v for v in aot.variants(aot_cases.cases(("wan-14b",))) if v.op == "qk_norm_rope")
