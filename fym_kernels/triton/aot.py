@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from fym_kernels.triton.aot_cases import Case, cases
+from fym_kernels.triton.aot_cases import DTYPES, Case, cases
 from fym_kernels.triton.common import INTERPRETED, Call, recording
 
 ARCHITECTURES = (80, 90, 100)
@@ -177,10 +177,10 @@ def problems(built: Built) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Compile everything (or the ops named) for every architecture; 1 if anything is wrong."""
+    """Compile everything (or the ops named) in every dtype for every architecture; 1 if anything is wrong."""
     wanted = set(arguments)
     failed = 0
-    chosen = [case for case in cases() if not wanted or case.op in wanted]
+    chosen = [case for case in cases(dtypes=DTYPES) if not wanted or case.op in wanted]
     for architecture in ARCHITECTURES:
         for variant in variants(chosen, architecture=architecture):
             built = build(variant)

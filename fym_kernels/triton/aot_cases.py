@@ -50,6 +50,9 @@ MODELS = {
 }
 
 
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)  # that the kernels take on a device
+
+
 class Case(NamedTuple):
     op: str
     model: str

@@ -103,7 +103,6 @@ def test_sizes_of_one_compile() -> None:
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_variant_on_every_architecture(op: str, model: str) -> None:
-    dtypes = (torch.bfloat16, torch.float16, torch.float32)
-    cases = [case for case in aot_cases.cases((model,), dtypes) if case.op == op]
+    cases = [case for case in aot_cases.cases((model,), aot_cases.DTYPES) if case.op == op]
     for architecture in aot.ARCHITECTURES:
         check(aot.variants(cases, architecture=architecture))
