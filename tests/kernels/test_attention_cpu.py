@@ -39,7 +39,7 @@ def attend(function, q, k, v, grad):
     return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 
-def assert_attention(kinds, grid, dim, dtype, options, *, batch=2, factor=1.5) -> None:
+def assert_attention(kinds, grid, dim, dtype, options, *, batch=2, roundings=1, sizes=None) -> None:
     tokens = grid[0] * grid[1] * grid[2]
     kind = torch.tensor(kinds, dtype=torch.int8)
     inputs = tuple(random(batch, tokens, len(kinds), dim, dtype=dtype) for _ in range(4))
@@ -55,7 +55,9 @@ def assert_attention(kinds, grid, dim, dtype, options, *, batch=2, factor=1.5) -
     def naive(*tensors):
         return attend(definition, *tensors)
 
-    truth.assert_as_good_as_naive(attend(ours, *inputs), naive, inputs, dtype, factor)
+    truth.assert_as_good_as_naive(
+        attend(ours, *inputs), naive, inputs, dtype, roundings=roundings, sizes=sizes
+    )
     assert all(torch.equal(a, b) for a, b in zip(before, inputs, strict=True))
 
 
@@ -63,10 +65,8 @@ def assert_attention(kinds, grid, dim, dtype, options, *, batch=2, factor=1.5) -
 @pytest.mark.parametrize("kinds", KINDS.values(), ids=KINDS.keys())
 @each_dtype
 def test_attention_and_every_gradient(dtype, kinds, options) -> None:
-    # the backward pass rebuilds p from a logsumexp rounded to float32, which only float32 shows; torch's own
-    # flash attention, which the spatial heads run on, is off by up to 4 x the naive path there
-    factor = 6 if dtype == torch.float32 else 1.5
-    assert_attention(kinds, GRID, 40, dtype, options, factor=factor)
+    # the backward pass rebuilds p from a logsumexp rounded to float32, which only float32 shows
+    assert_attention(kinds, GRID, 40, dtype, options, roundings=2 if dtype == torch.float32 else 1)
 
 
 @pytest.mark.parametrize("dim", [5, 16, 72])
@@ -84,8 +84,10 @@ def test_temporal_heads_for_each_instruction_set(dim: int) -> None:
     options=st.sampled_from([*WINDOWS.values()]),
 )  # fmt: skip
 def test_attention_of_any_shape(grid, kinds, dim, batch, dtype, options) -> None:
-    # the maxima of as little as one token's roundings differ more than those of a few hundred
-    assert_attention(kinds, grid, dim, dtype, options, batch=batch, factor=3 * truth.FACTOR)
+    # With one key to see, the gradients of query and key are zero: a difference of equal numbers, of order 1
+    # as the inputs are.
+    sizes = [torch.ones(batch, grid[0] * grid[1] * grid[2], len(kinds), dim)] * 4
+    assert_attention(kinds, grid, dim, dtype, options, batch=batch, roundings=2, sizes=sizes)
 
 
 def test_attention_of_forty_heads() -> None:

@@ -70,7 +70,7 @@ def test_qkv_and_every_gradient(dtype, active, factors) -> None:
     before = truth.cast(inputs, dtype), inputs
     got = ours(*inputs)
     assert got[0].dtype == dtype and got[-1].dtype in (dtype, factors)
-    truth.assert_as_good_as_naive(got, naive, inputs, dtype, 1.5)
+    truth.assert_as_good_as_naive(got, naive, inputs, dtype)
     for one, other in zip(before[0][1] + before[0][4], inputs[1] + inputs[4], strict=True):
         assert torch.equal(one, other.to(dtype)), "an input was written"
 
@@ -82,8 +82,9 @@ def test_qkv_and_every_gradient(dtype, active, factors) -> None:
 )  # fmt: skip
 def test_any_shape(batch, tokens, rank, active, dtype) -> None:
     inputs = make(active, dtype, batch=batch, tokens=tokens, rank=rank)
-    # the maxima of as little as one token's roundings differ more than those of a few hundred
-    truth.assert_as_good_as_naive(ours(*inputs), naive, inputs, dtype, 3 * truth.FACTOR)
+    # with one token and rank 1 a single product, which may cancel, scales a whole gradient
+    sizes = naive(*truth.magnitudes(inputs))
+    truth.assert_as_good_as_naive(ours(*inputs), naive, inputs, dtype, sizes=sizes)
 
 
 @pytest.mark.parametrize("side", ["out", "in"])
@@ -112,7 +113,7 @@ def test_linear_and_every_gradient(dtype, active, side) -> None:
     options = {"scale": SCALE, "active_heads": heads, "head_dim": HEAD_DIM, "side": side, "backend": "cpu"}
     y = lora_linear(leaves[0], weight, bias, *leaves[1:], **options)
     inputs = (x, weight, bias, a, b, heads, grad)
-    truth.assert_as_good_as_naive(differentiate([y], leaves, [grad]), definition, inputs, dtype, 1.5)
+    truth.assert_as_good_as_naive(differentiate([y], leaves, [grad]), definition, inputs, dtype)
 
 
 @each_dtype
