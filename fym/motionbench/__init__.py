@@ -1,0 +1,1 @@
+"""MotionBench (`fym-motionbench`): metrics of motion transfer, and the certificate of what they see."""
