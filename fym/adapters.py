@@ -23,6 +23,7 @@ class Update(NamedTuple):
     lora_a: dict[str, Tensor]  # by projection: q, k, v (r, d); o (r, n D)
     lora_b: dict[str, Tensor]  # by projection: q, k, v (n D, r); o (d, r)
     scale: float
+    folded: Mapping[str, Tensor] = {}  # by projection: what adapters add to the base weight, (d, d)
 
 
 class LoraPair(nn.Module):
@@ -140,11 +141,23 @@ class AdapterStack:
     A's are stacked along the rank; in the stacked B (A for o) the rows of an adapter's heads see its own rank
     columns only, so adapters never mix. What is frozen when the stack is made is laid out once; trainable
     adapters are added to it at every call.
+
+    fold: where an adapter trains, add the frozen ones to the base weights instead of stacking ranks. That is
+    less work, and for float32 weights only: in fewer bits small updates would be rounded away.
     """
 
-    def __init__(self, adapters: Sequence[tuple[HeadLora, float]] = ()) -> None:
+    def __init__(self, adapters: Sequence[tuple[HeadLora, float]] = (), *, fold: bool = False) -> None:
         self.adapters = [(adapter, scale) for adapter, scale in adapters if scale != 0]
-        self._layouts: dict[tuple[int, str], _Layout | None] = {}
+        self._layouts: dict[tuple[int, str], _Layout] = {}
+        for layer in range(max((len(adapter.heads) for adapter, _ in self.adapters), default=0)):
+            for projections in ("qkv", "o"):
+                present = [
+                    (adapter, scale)
+                    for adapter, scale in self.adapters
+                    if projections[0] in adapter.targets and len(adapter.heads[layer])
+                ]
+                if present:
+                    self._layouts[layer, projections] = _Layout(layer, projections, present, fold)
 
     def qkv(self, layer: int) -> Update | None:
         """The update of the three input projections of a layer; None where no adapter has heads."""
@@ -155,15 +168,7 @@ class AdapterStack:
         return self._update(layer, "o")
 
     def _update(self, layer: int, projections: str) -> Update | None:
-        key = (layer, projections)
-        if key not in self._layouts:
-            present = [
-                (adapter, scale)
-                for adapter, scale in self.adapters
-                if projections[0] in adapter.targets and len(adapter.heads[layer])
-            ]
-            self._layouts[key] = _Layout(layer, projections, present) if present else None
-        layout = self._layouts[key]
+        layout = self._layouts.get((layer, projections))
         return layout.update() if layout is not None else None
 
 
@@ -179,13 +184,19 @@ class _Member(NamedTuple):
 class _Layout:
     """The update of one layer: the part of frozen adapters, and where trainable ones are put into it."""
 
-    def __init__(self, layer: int, projections: str, present: list[tuple[HeadLora, float]]) -> None:
+    def __init__(
+        self, layer: int, projections: str, present: list[tuple[HeadLora, float]], fold: bool
+    ) -> None:
         self.projections, device = projections, present[0][0].device
         frozen = [pair for pair in present if not _trains(pair[0])]
         trained = [pair for pair in present if _trains(pair[0])]
-        union = torch.cat([adapter.heads[layer] for adapter, _ in present]).unique()
+        self.folded: dict[str, Tensor] = {}
+        if fold and frozen and trained:
+            self.folded = {p: _product(p, layer, frozen) for p in projections}
+            frozen = []
+        union = torch.cat([adapter.heads[layer] for adapter, _ in frozen + trained]).unique()
         self.heads = union.to(device)
-        self.rank = sum(adapter.rank for adapter, _ in present)
+        self.rank = sum(adapter.rank for adapter, _ in frozen + trained)
         dim = present[0][0].head_dim
         self.trained: list[_Member] = []
         self.still_a: dict[str, list[Tensor]] = {p: [] for p in projections}
@@ -218,7 +229,7 @@ class _Layout:
             pairs, factor = self.trained[0].pairs, self.trained[0].factor
             for p in self.projections:
                 first[p], second[p] = pairs[p].lora_A, pairs[p].lora_B
-            return Update(self.heads, first, second, factor)
+            return Update(self.heads, first, second, factor, self.folded)
         for p in self.projections:
             masked, parts_a, parts_b = self.masked[p], list(self.still_a[p]), list(self.still_b[p])
             for member in self.trained:
@@ -230,7 +241,7 @@ class _Layout:
                 (parts_b if p == "o" else parts_a).append(b if p == "o" else a)
             first[p] = masked if p == "o" else torch.cat(parts_a, 0)
             second[p] = torch.cat(parts_b, 1) if p == "o" else masked
-        return Update(self.heads, first, second, 1.0)
+        return Update(self.heads, first, second, 1.0, self.folded)
 
     def _shape(self, p: str, rows: int) -> tuple[int, int]:
         return (self.rank, rows) if p == "o" else (rows, self.rank)
@@ -241,6 +252,17 @@ class _Layout:
         if p == "o":
             return masked.index_add(1, member.rows, F.pad(values, (0, 0, *member.pad)))
         return masked.index_add(0, member.rows, F.pad(values, member.pad))
+
+
+def _product(p: str, layer: int, adapters: list[tuple[HeadLora, float]]) -> Tensor:
+    """The sum of B A of one projection over adapters, each with its strength, in full size (d, d)."""
+    width = adapters[0][0].num_heads * adapters[0][0].head_dim
+    total = torch.zeros(width, width, device=adapters[0][0].device)
+    for adapter, scale in adapters:
+        pair, rows = adapter.layer(layer)[p], adapter.rows(layer).to(total.device)
+        product = pair.lora_B.detach() @ pair.lora_A.detach() * (scale * adapter.scaling)
+        total.index_add_(1 if p == "o" else 0, rows, product)
+    return total
 
 
 def _trains(adapter: HeadLora) -> bool:

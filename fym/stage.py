@@ -84,7 +84,8 @@ def run_stage(
                 started = time.perf_counter()
                 sample = stage.draw(state.generator, settings.batch_size)
                 if sample.active not in stacks:
-                    stacks[sample.active] = AdapterStack([(state.adapters[n], 1.0) for n in sample.active])
+                    active = [(state.adapters[name], 1.0) for name in sample.active]
+                    stacks[sample.active] = AdapterStack(active, fold=family.dtype == torch.float32)
                 control.stack, control.time_positions = stacks[sample.active], sample.positions
                 loss, terms = _loss(family, stage, state.generator, sample)
                 loss.backward()

@@ -20,7 +20,6 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 import fym_kernels
-from fym.adapters import AdapterStack
 from fym.bench import naive, ours
 from fym.bench.measure import saved_bytes
 from fym.bench.shapes import LATENT_CHANNELS, TEXT_TOKENS, WAN_1_3B, WAN_14B, Grid, Width, grid_of, tokens
@@ -64,8 +63,6 @@ def _block(
     with torch.device("meta"):
         stock = naive.Block(width, rank, dtype) if ours_options is None else None
         module = stock or ours.Block(width, rank, dtype, grid, **(ours_options or {}))
-    if isinstance(module, ours.Block):
-        lay_out(module.control.stack, 1)
 
     def forward() -> tuple[Callable[[], Tensor], list[Tensor]]:
         hidden = torch.empty(1, tokens(grid), width.d, dtype=dtype, requires_grad=True)
@@ -75,13 +72,6 @@ def _block(
         return lambda: module(hidden, text, temb, tables), known
 
     return module, forward
-
-
-def lay_out(stack: AdapterStack, layers: int) -> None:
-    """Lets the stack look at the numbers of its heads while there are any."""
-    for layer in range(layers):
-        stack.qkv(layer)
-        stack.out(layer)
 
 
 @contextmanager
@@ -212,8 +202,7 @@ def _run(
             naive.add_adapters(model, RANK)
     ours_too: list[Tensor] = []  # our adapters are no part of the model
     if side == "ours":
-        control, ours_too = ours.install(model, width, RANK, grid, recompute_ffn=recompute == "ffn")
-        lay_out(control.stack, width.layers)
+        ours_too = ours.install(model, width, RANK, grid, recompute_ffn=recompute == "ffn")
     if recompute == "block":
         model.enable_gradient_checkpointing()
     with shapes_only(model):

@@ -31,6 +31,12 @@ def adapter(layers: int, heads: int, head_dim: int, rank: int, first: int = 0) -
     return made
 
 
+def stack(*adapters: HeadLora) -> AdapterStack:
+    """Of these adapters; which heads they have are values, also where all else is shapes."""
+    with torch.device("cpu"):
+        return AdapterStack([(made, 1.0) for made in adapters])
+
+
 class Block(nn.Module):
     """One Wan block on fym_kernels, with an adapter on half its heads; see WanBlockForward."""
 
@@ -40,7 +46,7 @@ class Block(nn.Module):
         super().__init__()
         self.block = stock_block(width, dtype)
         self.adapter = adapter(1, width.heads, width.head_dim, rank)
-        self.control = AttentionControl(AdapterStack([(self.adapter, 1.0)]), grid=grid)
+        self.control = AttentionControl(stack(self.adapter), grid=grid)
         fuse(self.block, 0, self.control, width, recompute_ffn)
 
     def forward(self, hidden: Tensor, text: Tensor, temb: Tensor, tables: Any = None) -> Tensor:
@@ -59,13 +65,13 @@ def fuse(block: Any, layer: int, control: AttentionControl, width: Width, recomp
 
 def install(
     transformer: Any, width: Width, rank: int, grid: Grid, *, recompute_ffn: bool = False
-) -> tuple[AttentionControl, list[Tensor]]:
-    """Fuses all blocks of a stock transformer, with the adapters of stage 3; also the trained parameters."""
+) -> list[Tensor]:
+    """Fuses all blocks of a stock transformer, with the adapters of stage 3; returns what is trained."""
     adapters = stage_three_adapters(width.layers, width.heads, width.head_dim, rank)
-    control = AttentionControl(AdapterStack([(made, 1.0) for made in adapters]), grid=grid)
+    control = AttentionControl(stack(*adapters), grid=grid)
     for layer, block in enumerate(transformer.blocks):
         fuse(block, layer, control, width, recompute_ffn)
-    return control, list(adapters[1].parameters())
+    return list(adapters[1].parameters())
 
 
 def stage_three_adapters(layers: int, heads: int, head_dim: int, rank: int) -> tuple[HeadLora, HeadLora]:

@@ -18,7 +18,9 @@ from torch.autograd.function import once_differentiable
 import fym_kernels
 from fym.adapters import Update
 from fym_kernels.ops import native
+from fym_kernels.ops.qk_norm_rope import turn
 
+_ACROSS_HEADS = "across_heads", 0, True  # norm, first token that rotates, pairs are neighbours
 # Of the rounding error that rebuilding may add, in roundings of the output: see `rebuildable`.
 MOST_ROUNDINGS = 4.0
 
@@ -57,12 +59,19 @@ def qk_norm_rope(
     axes_dim: tuple[int, int, int],
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """fym_kernels.qk_norm_rope over all heads, (B,S,H,D), with frozen weights that are `rebuildable`."""
-    if not (query.requires_grad or key.requires_grad) or torch.compiler.is_compiling():
+    """fym_kernels.qk_norm_rope over all heads, (B,S,H,D), with frozen weights that are `rebuildable`.
+
+    On the reference backend, and where nothing is trained, it is that function itself.
+    """
+    ops = native.operators("qk_norm_rope", query)
+    trained = query.requires_grad or key.requires_grad
+    if ops is None or not trained or torch.compiler.is_compiling():
         return fym_kernels.qk_norm_rope(
             query, key, query_weight, key_weight, positions, axes_dim=axes_dim, eps=eps
         )
-    new_query, new_key = _QkNormRope.apply(query, key, query_weight, key_weight, positions, axes_dim, eps)
+    new_query, new_key = _QkNormRope.apply(
+        query, key, query_weight, key_weight, positions, axes_dim, eps, ops
+    )
     return new_query, new_key
 
 
@@ -79,14 +88,18 @@ class Normed(NamedTuple):
 
 
 def lora_qkv(
-    normed: Tensor, recipe: Normed | None, bases: Sequence[torch.nn.Linear], update: Update, head_dim: int
+    normed: Tensor,
+    recipe: Normed | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    update: Update,
+    head_dim: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """fym_kernels.lora_qkv of `normed` = recipe(), which is computed again in the backward pass.
 
     Without a recipe, on the reference backend, and where nothing is trained it is that function itself.
     """
     factors = [pairs[p] for pairs in (update.lora_a, update.lora_b) for p in "qkv"]
-    weights, biases = [base.weight for base in bases], [base.bias for base in bases]
     trained = torch.is_grad_enabled() and any(f.requires_grad for f in factors)
     ops = native.operators("lora_qkv", normed)
     if ops is None or recipe is None or not trained or torch.compiler.is_compiling():
@@ -176,34 +189,29 @@ class _QkNormRope(torch.autograd.Function):
         positions: tuple[Tensor, Tensor, Tensor],
         axes_dim: tuple[int, int, int],
         eps: float,
+        ops: tuple[Any, Any],
     ) -> tuple[Tensor, Tensor]:
-        out = fym_kernels.qk_norm_rope(
-            query, key, query_weight, key_weight, positions, axes_dim=axes_dim, eps=eps
+        ctx.positions, ctx.axes_dim, ctx.eps, (ctx.op, ctx.backward_op) = positions, axes_dim, eps, ops
+        rotation = turn(query, positions, axes_dim)
+        *out, query_rstd, key_rstd = ctx.op(
+            query, key, query_weight, key_weight, *rotation, eps, *_ACROSS_HEADS
         )
-        rstds = (_rstd(x.flatten(2), eps) for x in (query, key))
-        ctx.save_for_backward(*out, *rstds, query_weight, key_weight)
-        ctx.positions, ctx.axes_dim, ctx.eps = positions, axes_dim, eps
-        return out
+        ctx.save_for_backward(*out, query_rstd, key_rstd, query_weight, key_weight)
+        return tuple(out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, query_rstd, key_rstd, query_weight, key_weight = ctx.saved_tensors
-        back = tuple(-position for position in ctx.positions)
-        turned = fym_kernels.qk_norm_rope(query, key, None, None, back, axes_dim=ctx.axes_dim, norm=None)
-        inputs = []
-        for x, weight, rstd in zip(turned, (query_weight, key_weight), (query_rstd, key_rstd), strict=True):
-            flat = x.flatten(2).div_(weight.to(x.dtype)).div_(rstd)
-            inputs.append(flat.unflatten(2, x.shape[2:]).requires_grad_())
-        with torch.enable_grad():
-            out = fym_kernels.qk_norm_rope(
-                inputs[0],
-                inputs[1],
-                query_weight,
-                key_weight,
-                ctx.positions,
-                axes_dim=ctx.axes_dim,
-                eps=ctx.eps,
-            )
-        grad_query, grad_key = torch.autograd.grad(out, inputs, grads)
-        return grad_query, grad_key, None, None, None, None, None
+        query, key, *rstds, query_weight, key_weight = ctx.saved_tensors
+        weights = query_weight, key_weight
+        back = turn(query, tuple(-position for position in ctx.positions), ctx.axes_dim)
+        turned = ctx.op(query, key, None, None, *back, ctx.eps, "none", 0, True)[:2]
+        inputs = [
+            x.flatten(2).div_(weight.to(x.dtype)).div_(rstd.unsqueeze(-1)).unflatten(2, x.shape[2:])
+            for x, weight, rstd in zip(turned, weights, rstds, strict=True)
+        ]
+        rotation = turn(query, ctx.positions, ctx.axes_dim)
+        grad_query, grad_key, _, _ = ctx.backward_op(
+            *grads, *inputs, *weights, *rstds, *rotation, *_ACROSS_HEADS, False, False
+        )
+        return grad_query, grad_key, *(None,) * 6

@@ -48,7 +48,9 @@ def project(
             q, k, v = (linear(hidden) for linear in linears)
         return q, k, v
     bases = [base_of(linear) for linear in linears]
-    return lean.lora_qkv(hidden, recipe, bases, update, attn.inner_dim // attn.heads)
+    weights = [_weight(base, update, p) for base, p in zip(bases, "qkv", strict=True)]
+    biases = [base.bias for base in bases]
+    return lean.lora_qkv(hidden, recipe, weights, biases, update, attn.inner_dim // attn.heads)
 
 
 def project_out(attn: Any, attended: Tensor, stack: AdapterStack, layer: int) -> Tensor:
@@ -61,7 +63,7 @@ def project_out(attn: Any, attended: Tensor, stack: AdapterStack, layer: int) ->
     base = base_of(linear)
     return fym_kernels.lora_linear(
         attended,
-        base.weight,
+        _weight(base, update, "o"),
         base.bias,
         update.lora_a["o"],
         update.lora_b["o"],
@@ -70,6 +72,11 @@ def project_out(attn: Any, attended: Tensor, stack: AdapterStack, layer: int) ->
         head_dim=attn.inner_dim // attn.heads,
         side="in",
     )
+
+
+def _weight(base: Any, update: Update, projection: str) -> Tensor:
+    weight: Tensor = base.weight
+    return weight + update.folded[projection] if update.folded else weight
 
 
 def base_of(linear: Any) -> Any:

@@ -167,7 +167,9 @@ class WanFamily(Family):
             report_fallbacks(attentions)
         for adapter, _ in adapters:
             adapter.to(self.device)
-        control = AttentionControl(AdapterStack(adapters), time_positions, on_qk)
+        control = AttentionControl(
+            AdapterStack(adapters, fold=self.dtype == torch.float32), time_positions, on_qk
+        )
         originals = self.transformer.attn_processors
         names = [f"blocks.{layer}.attn1.processor" for layer in range(self.num_layers)]
         processors = {
@@ -231,11 +233,11 @@ class WanFamily(Family):
         leaks = [(0.0, 0.0)] * self.num_layers
 
         def measure(layer: int, attn: Any, hidden: Tensor, stack: AdapterStack) -> None:
-            update = stack.qkv(layer)
-            if update is None or len(update.heads) == self.num_heads:
-                return
             inactive = torch.ones(self.num_heads, dtype=torch.bool)
-            inactive[update.heads.cpu()] = False
+            for adapter, _ in stack.adapters:
+                inactive[adapter.heads[layer]] = False
+            if stack.qkv(layer) is None or not inactive.any():
+                return
             # Rotation changes no norm, so any positions give the same figure.
             positions = AttentionControl(grid=(hidden.shape[1], 1, 1)).positions()
             base, changed = (

@@ -91,27 +91,26 @@ def _run(
             rotate_from=rotate_from,
             interleaved=interleaved,
         )
-    time, row, column = positions
-    time_dim, row_dim, column_dim = axes_dim  # may have come as a list
     acc = accumulation_dtype(query.dtype)
     query_weight, key_weight = (
         w.to(acc) if w is not None and w.dtype == torch.float64 else w for w in (query_weight, key_weight)
     )
+    rotation = turn(query, positions, axes_dim, theta)
     new_query, new_key, _, _ = op(
-        query,
-        key,
-        query_weight,
-        key_weight,
-        rotary_table(positions, (time_dim, row_dim, column_dim), theta, query.device, acc),
-        [time.shape[-1], row.shape[0], column.shape[0]],
-        list(axes_dim),
-        time.ndim == 2,
-        eps,
-        norm or "none",
-        rotate_from,
-        interleaved,
+        query, key, query_weight, key_weight, *rotation, eps, norm or "none", rotate_from, interleaved
     )
     return new_query, new_key
+
+
+def turn(
+    query: Tensor, positions: Positions, axes_dim: tuple[int, int, int], theta: float = 10000.0
+) -> tuple[Tensor, list[int], list[int], bool]:
+    """What the torch ops take for `positions` and `axes_dim`: table, grid, axes, is time per sample."""
+    time, row, column = positions
+    time_dim, row_dim, column_dim = axes_dim  # may have come as a list
+    acc = accumulation_dtype(query.dtype)
+    table = rotary_table(positions, (time_dim, row_dim, column_dim), theta, query.device, acc)
+    return table, [time.shape[-1], row.shape[0], column.shape[0]], list(axes_dim), time.ndim == 2
 
 
 def _cuda_limit(query: Tensor) -> str:

@@ -36,7 +36,7 @@ def qkv(layers, x, update):
     base = [layers[p] for p in "qkv"]
     return fym_kernels.lora_qkv(
         x,
-        tuple(linear.weight for linear in base),
+        tuple(layers[p].weight + update.folded.get(p, 0) for p in "qkv"),
         tuple(linear.bias for linear in base),
         tuple(update.lora_a[p] for p in "qkv"),
         tuple(update.lora_b[p] for p in "qkv"),
@@ -49,7 +49,7 @@ def qkv(layers, x, update):
 def out(layers, x, update):
     return fym_kernels.lora_linear(
         x,
-        layers["o"].weight,
+        layers["o"].weight + update.folded.get("o", 0),
         layers["o"].bias,
         update.lora_a["o"],
         update.lora_b["o"],
@@ -148,6 +148,28 @@ def test_a_stack_is_the_sum_of_its_adapters(layers, heads):
     for p, y in zip("qkv", qkv(linears, x, stack.qkv(0)), strict=True):
         torch.testing.assert_close(y, linears[p](x) + x @ delta[p].T)
     torch.testing.assert_close(out(linears, x, stack.out(0)), linears["o"](x) + x @ delta["o"].T)
+
+
+@pytest.mark.parametrize("heads", [([0, 2], [1, 3]), ([0, 2], [2]), ([1], [1]), ([], [2]), ([2], [])])
+def test_folded_into_the_weights_frozen_adapters_do_the_same(layers, heads):
+    """Values and gradients of a stack whose frozen adapters, with their strength, are part of the weights."""
+    linears, x = layers
+    frozen = make([heads[0]], seed=1, rank=5).requires_grad_(False), make([[3]], seed=2).requires_grad_(False)
+    trained = make([heads[1]], seed=3)
+    adapters = [(frozen[0], 0.7), (frozen[1], 1.0), (trained, 1.0)]
+    results = []
+    for fold in (False, True):
+        stack = AdapterStack(adapters, fold=fold)
+        outputs = [*qkv(linears, x, stack.qkv(0)), out(linears, x, stack.out(0))]
+        parameters = list(trained.parameters())
+        gradients = (
+            torch.autograd.grad(sum(y.square().sum() for y in outputs), parameters) if parameters else ()
+        )
+        results.append([*outputs, *gradients])
+    if heads[1]:
+        assert stack.qkv(0).lora_b["q"].shape[1] == trained.rank
+    for stacked, folded in zip(*results, strict=True):
+        torch.testing.assert_close(folded, stacked, rtol=1e-5, atol=1e-4)
 
 
 def test_gradients_reach_the_trainable_adapter_of_a_stack_only(layers):

@@ -183,6 +183,19 @@ def test_recomputing_gives_the_same_gradients(tiny_family, text, monkeypatch):
         assert torch.equal(values[0], values[1]) and torch.equal(values[0], values[2])
 
 
+def test_the_whole_transformer_compiles_without_a_graph_break(tiny_family, text):
+    """Stage 3 as it is, two adapters on; the compiled forward is the first to see them."""
+    transformer = tiny_family.transformer
+    spatial, temporal = adapter_for(tiny_family, [[0], [1]]), adapter_for(tiny_family, [[1, 2], [0]], seed=1)
+    adapters = [(spatial.requires_grad_(False), 1.0), (temporal, 1.0)]
+    with tiny_family.attention(adapters=adapters):
+        compiled = torch.compile(transformer, fullgraph=True, backend="aot_eager")
+        one, other = (
+            model(noisy(tiny_family), T, text, return_dict=False)[0] for model in (compiled, transformer)
+        )
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_the_base_model_takes_no_gradient(tiny_family, text):
     adapter = adapter_for(tiny_family, [[0], [1]])
     with tiny_family.attention(adapters=[(adapter, 1.0)]):

@@ -200,13 +200,16 @@ def test_a_block_keeps_the_bytes_it_should():
         assert ours <= must * 24.9 * unit, f"{ours / unit:.2f} d"
 
 
-@pytest.mark.parametrize("recompute", [False, True], ids=["keep", "recompute ffn"])
-def test_compiled_without_a_graph_break(recompute):
+@pytest.mark.parametrize(
+    ("backend", "recompute"),
+    [("aot_eager", False), ("aot_eager", True), pytest.param("inductor", False, marks=pytest.mark.slow)],
+)
+def test_compiled_without_a_graph_break(backend, recompute):
     """fullgraph=True is an error at any graph break; forward and backward equal the eager block's."""
     adapter = make_adapter([0, 2])
     block = install(make_block(), adapter, recompute_ffn=recompute)
     eager = outputs_and_gradients(block, make_inputs(), factors_of(adapter))
-    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(block, fullgraph=True, backend=backend)
     for one, other in zip(
         outputs_and_gradients(compiled, make_inputs(), factors_of(adapter)), eager, strict=True
     ):
