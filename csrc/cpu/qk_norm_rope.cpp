@@ -24,11 +24,13 @@ inline void store_channels(Pairs v, T* head, int64_t pair, int64_t pairs, N coun
   }
 }
 
-// Heads first..last - 1 share one root mean square; rstd null: no norm.
-template <class T, bool interleaved>
+// Heads first..last - 1 share one root mean square; rstd null: no norm. known: how many pairs, if not 0. Then
+// the loop over them unrolls, and the scaled cosines and sines stay in registers from head to head.
+template <class T, bool interleaved, int64_t known>
 void rope_forward_heads(
     T* out, float* rstd, const T* x, int64_t stride, const float* weight, const float* cos, const float* sin,
-    int64_t first, int64_t last, int64_t pairs, float eps) {
+    int64_t first, int64_t last, int64_t given, float eps) {
+  const int64_t pairs = known ? known : given;
   Vec scale = Vec::all(1);
   if (rstd) {
     Vec square_a{}, square_b{};
@@ -42,14 +44,28 @@ void rope_forward_heads(
     scale = Vec::all(*rstd);
   }
   // channels in order, so that the row is written from its beginning to its end
-  for (int64_t h = first; h < last; ++h)
-    each_vec(pairs, [&](int64_t i, auto n) {
-      const Pairs v = load_channels<interleaved>(x + h * stride, i, pairs, n);
-      const Pairs w = load_channels<false>(weight + h * 2 * pairs, i, pairs, n);
-      const Vec c = load(cos + i, n) * scale, s = load(sin + i, n) * scale;
-      const Vec a = v.first * w.first, b = v.second * w.second;
-      store_channels<interleaved>({fnma(b, s, a * c), fma(a, s, b * c)}, out + h * 2 * pairs, i, pairs, n);
-    });
+  const auto turn = [&](int64_t h, int64_t i, Vec c, Vec s, auto n) {
+    const Pairs v = load_channels<interleaved>(x + h * stride, i, pairs, n);
+    const Pairs w = load_channels<false>(weight + h * 2 * pairs, i, pairs, n);
+    const Vec a = v.first * w.first, b = v.second * w.second;
+    store_channels<interleaved>({fnma(b, s, a * c), fma(a, s, b * c)}, out + h * 2 * pairs, i, pairs, n);
+  };
+  if constexpr (known) {
+    constexpr int64_t vectors = known / Vec::width;
+    static_assert(vectors * Vec::width == known);
+    Vec c[vectors], s[vectors];
+    for (int64_t i = 0; i < vectors; ++i) {
+      c[i] = Vec::load(cos + i * Vec::width) * scale;
+      s[i] = Vec::load(sin + i * Vec::width) * scale;
+    }
+    for (int64_t h = first; h < last; ++h)
+      for (int64_t i = 0; i < vectors; ++i) turn(h, i * Vec::width, c[i], s[i], Full{});
+  } else {
+    for (int64_t h = first; h < last; ++h)
+      each_vec(pairs, [&](int64_t i, auto n) {
+        turn(h, i, load(cos + i, n) * scale, load(sin + i, n) * scale, n);
+      });
+  }
 }
 
 // With n = x rstd and g = w (R^T grad): grad_x = rstd (g - n mean(g n)), grad_weight += n (R^T grad).
@@ -124,6 +140,7 @@ namespace {
 
 // Tokens whose weight gradients are summed together: fixed, so that the result does not depend on the threads.
 constexpr int64_t tokens_per_part = 32;
+constexpr int64_t usual_pairs = 64;  // of a head of Wan and HunyuanVideo
 
 // Where a token's heads are: (B,S,H,D) with D dense.
 template <class T>
@@ -288,8 +305,9 @@ struct Forward {
   std::vector<float> weight;
 
   void row(const Layout& layout, int64_t b, int64_t token, const Rotation& rotation, float eps) const {
-    const auto heads = layout.interleaved ? FYM_DISPATCH(rope_forward_heads<T, true>)
-                                          : FYM_DISPATCH(rope_forward_heads<T, false>);
+    const auto heads = !layout.interleaved         ? FYM_DISPATCH(rope_forward_heads<T, false, 0>)
+                       : layout.pairs == usual_pairs ? FYM_DISPATCH(rope_forward_heads<T, true, usual_pairs>)
+                                                     : FYM_DISPATCH(rope_forward_heads<T, true, 0>);
     const int64_t row = b * layout.tokens + token, per_group = layout.heads_per_group();
     for (int64_t group = 0; group < layout.groups; ++group)
       heads(
