@@ -9,6 +9,7 @@ width, H heads, D head dim.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from fym.bench.shapes import LATENT_CHANNELS, Grid, Width
 
 TARGETS = r".*attn1\.(to_q|to_k|to_v|to_out\.0)"
+BUSY = 0.02  # standard deviation of a B that is not zero, so that every product has work to do
 KEPT_FLOAT32 = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")  # as from_pretrained does
 
 # --- one op at a time ---
@@ -144,23 +146,24 @@ def to_dtype(module: nn.Module, dtype: torch.dtype) -> Any:
 
 
 def add_adapters(
-    transformer: Any, rank: int, names: tuple[str, ...] = ("spatial", "temporal")
+    transformer: Any, rank: int, names: Sequence[str] = ("spatial", "temporal"), *, std: float = BUSY
 ) -> list[Tensor]:
-    """Two-stage tuning in its second stage: PEFT adapters `names` all active, only the last one trained.
+    """PEFT adapters `names` all active, only the last one trained; returns its parameters.
 
-    Returns the trained parameters. Every head has both adapters: PEFT knows no heads.
+    Those that are there already stay as they are; the B of a new one has standard deviation `std`. Every head
+    has every adapter: PEFT knows no heads.
     """
     for name in names:
-        transformer.add_adapter(
-            LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS), adapter_name=name
-        )
+        if name not in getattr(transformer, "peft_config", {}):
+            config = LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS)
+            transformer.add_adapter(config, adapter_name=name)
+            _start_adapters(transformer, transformer.dtype, std, name)
     transformer.set_adapters(list(names))
     trained = []
     for name, parameter in transformer.named_parameters():
         parameter.requires_grad_(f".{names[-1]}." in name)
         if parameter.requires_grad:
             trained.append(parameter)
-    _start_adapters(transformer, transformer.dtype)
     return trained
 
 
@@ -186,10 +189,10 @@ def tuning_loss(
     return motion_loss(pred, target, weight, motion_weight)
 
 
-def _start_adapters(module: nn.Module, dtype: torch.dtype) -> None:
-    """Adapters in the dtype of the model; a B that is not zero, so that every product has work to do."""
-    for name, parameter in module.named_parameters():
-        if "lora_" in name:
+def _start_adapters(module: nn.Module, dtype: torch.dtype, std: float = BUSY, name: str = "default") -> None:
+    """The adapter `name` in the dtype of the model, with a B of this standard deviation."""
+    for path, parameter in module.named_parameters():
+        if "lora_" in path and f".{name}." in path:
             parameter.data = parameter.data.to(dtype)
-            if "lora_B" in name:
-                nn.init.normal_(parameter, std=0.02)
+            if "lora_B" in path:
+                nn.init.normal_(parameter, std=std)

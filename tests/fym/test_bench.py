@@ -5,11 +5,14 @@ import json
 import pytest
 import torch
 
-from fym.bench import cases, computed, measure, naive, ours, run, shapes, tuning
+from fym.bench import cases, computed, measure, naive, ours, run, shapes, tuning, two_stage
 from fym.bench.table import Goal, Row, markdown, row_of
 from fym.bench.targets import GROUPS, Options
 from fym.cli import main
+from fym.config import load_config
 from fym.families import load_family
+from fym.material import Material, read_reference
+from fym.video import write_clip
 
 BENCH = ("bench", "--stock-malloc")  # the tests after this one share the process
 
@@ -112,6 +115,41 @@ def test_a_naive_step_trains_the_temporal_adapter_and_nothing_else():
     assert not all(torch.equal(old, new) for old, new in zip(before, trained, strict=True))
     now = dict(family.transformer.named_parameters())
     assert all(torch.equal(old, now[name]) for name, old in frozen.items())
+
+
+def test_naive_two_stage_tuning_learns_the_look_and_then_the_motion(
+    tiny_wan, tmp_path, moving_square, monkeypatch
+):
+    write_clip(tmp_path / "clip.mp4", moving_square, 8)
+    seen = []
+
+    def loss(transformer, noisy, *arguments):
+        seen.append((transformer.active_adapters(), tuple(noisy.shape[:3])))
+        return tuning_loss(transformer, noisy, *arguments)
+
+    tuning_loss = naive.tuning_loss
+    monkeypatch.setattr(naive, "tuning_loss", loss)
+
+    def tuned(steps, **options):
+        settings = {"clip.path": str(tmp_path / "clip.mp4"), "clip.prompt": "a square", "spatial.steps": 2}
+        config = load_config(None, settings | {"temporal.steps": steps, "temporal.sparse_frames": 9})
+        family = load_family(str(tiny_wan()), dtype="float32")
+        clip = read_reference(config.clip, family)
+        material = Material(family, clip, config.clip, tmp_path / "cache")
+        assert len(two_stage.tune(family, config, material, **options)) == 2 + steps
+        return {name: p.detach().clone() for name, p in family.transformer.named_parameters()}
+
+    first, then = tuned(0), tuned(2)
+    names = [name for name in first if "lora_B" in name]
+    assert all(first[name].any() for name in names if ".spatial." in name)
+    assert not any(first[name].any() for name in names if ".temporal." in name)
+    changed = {name for name in first if not torch.equal(first[name], then[name])}
+    assert {name for name in names if ".temporal." in name} <= changed
+    assert all(".temporal." in name for name in changed)
+
+    seen.clear()
+    tuned(1, all_frames=True)
+    assert seen == [(["spatial"], (1, 16, 1))] * 2 + [(["spatial", "temporal"], (4, 16, 5))]
 
 
 @pytest.mark.parametrize(
