@@ -163,7 +163,10 @@ def _decide(
     if wish != "auto":
         problem = _problem(op, wish, device, dtype) or _limit(op, wish, tensor)
         if problem:
-            raise BackendError(f"{op} cannot run on backend {wish!r} (asked for by {by}): {problem}")
+            raise BackendError(
+                f"{op} cannot run on backend {wish!r} (asked for by {by}): {problem}; "
+                "backend 'auto' takes the fastest one that can"
+            )
         return wish, f"asked for by {by}"
     skipped = too_large = ""
     for name in (*_natural(device), "reference"):

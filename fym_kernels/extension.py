@@ -31,7 +31,9 @@ CPU_LOADED = not _problem
 if _problem:
     backend.mark_absent("cpu", _problem)
 elif torch.version.cuda is None:
-    _problem = f"torch {torch.__version__} is built without CUDA"
+    _problem = (
+        f"torch {torch.__version__} is built without CUDA (install a CUDA build, then this package again)"
+    )
 else:
     _problem = _load("_C_cuda", "the CUDA extension", "nvcc and a CUDA build of torch")
 CUDA_LOADED = not _problem  # never without _C, which has the schemas

@@ -42,8 +42,9 @@ def test_every_op_has_a_public_function_and_a_reference_with_the_same_arguments(
         assert public["backend"].default is None
 
 
-def test_asking_for_what_is_not_there_raises_one_sentence() -> None:
-    with pytest.raises(BackendError, match=r"motion_loss cannot run on backend 'cuda' .*: .") as e:
+def test_asking_for_what_is_not_there_raises_one_sentence_that_says_what_to_do() -> None:
+    said = r"motion_loss cannot run on backend 'cuda' .*: .+; backend 'auto' takes the fastest one that can"
+    with pytest.raises(BackendError, match=said) as e:
         motion_loss(torch.ones(1, 1, 2, 1, 1), torch.ones(1, 1, 2, 1, 1), backend="cuda")
     assert "\n" not in str(e.value)
     with pytest.raises(ValueError, match="backend must be auto, reference, cpu, triton, cuda, got 'gpu'"):
@@ -104,6 +105,8 @@ def test_without_a_working_extension_import_works_and_explain_says_why(tmp_path:
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "import torch, fym_kernels as f; x = torch.ones(1, 2, 3)\n"
         "assert f.gated_residual(x, x, torch.ones(1, 3)).sum() == 12\n"
+        "try: f.gated_residual(x, x, torch.ones(1, 3), backend='cpu'); raise SystemExit('it ran')\n"
+        "except f.BackendError as e: assert 'C++ extension' in str(e) and 'auto' in str(e), e\n"
         "print([r.reason for r in f.explain('cpu') if r.op == 'gated_residual'][0])"
     )
     told = python(code).strip()
