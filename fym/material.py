@@ -84,7 +84,7 @@ class Material:
         """(1,L,d_text), the empty prompt."""
         return self._embedding("")
 
-    @cached_property
+    @property
     def latents(self) -> Tensor:
         """(C,F',h,w), the whole clip."""
         return self.encoded(None, 0)
@@ -106,7 +106,7 @@ class Material:
             self._encoded[key] = self._cached(
                 lambda: self.family.encode_video(recolour(frames, palette)),
                 kind="clip",
-                index=key[0] and list(key[0]),
+                index=None if index is None else index.tolist(),
                 palette=palette,
             )
         return self._encoded[key]
