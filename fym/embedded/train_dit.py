@@ -1,10 +1,12 @@
 """Train the embedded model's diffusion transformer and write the pipeline folder.
 
     python -m fym.embedded.train_dit --out FOLDER [--clips-count 8000] [--plan mixed:3000,full:1500]
+                                     [--start FOLDER]
 
 FOLDER holds `vae/` (from fym.embedded.train_vae). Latents of rendered scenes are encoded once; then the
 transformer and the text encoder learn from single frames (`frame`), from a few latent frames of a clip at
-their true time positions (`few`) and from whole clips (`full`). Seeded and resumable: run it again.
+their true time positions (`few`) and from whole clips (`full`). --start: a pipeline folder whose weights are
+trained further. Seeded and resumable: run it again.
 """
 
 from __future__ import annotations
