@@ -81,6 +81,17 @@ def runs(call: Call) -> bool:
     return True
 
 
+def naive_sides(
+    function: Callable[..., Any], arguments: tuple[Any, ...], with_compile: bool, **common: Any
+) -> dict[str, Work]:
+    """A naive function on its arguments, eager and, where that works, compiled; common: of Work."""
+    functions = {"naive": function}
+    made = compiled(function, *arguments) if with_compile else None
+    if made is not None:
+        functions["compile"] = made
+    return {name: Work(lambda run=run: run(*arguments), **common) for name, run in functions.items()}  # type: ignore[misc]
+
+
 def _case(
     name: str,
     num_tokens: int,
@@ -92,11 +103,8 @@ def _case(
     **rest: Any,
 ) -> Case:
     """The three sides of one op that share their leaves: ours, and a naive function eager and compiled."""
-    sides = {"ours": Work(native, **common), "naive": Work(lambda: function(*arguments), **common)}
-    made = compiled(function, *arguments) if with_compile else None
-    if made is not None:
-        sides["compile"] = Work(lambda: made(*arguments), **common)
-    return Case(name, num_tokens, sides, **rest)
+    naive_ones = naive_sides(function, arguments, with_compile, **common)
+    return Case(name, num_tokens, {"ours": Work(native, **common), **naive_ones}, **rest)
 
 
 def _random(*shape: int, dtype: torch.dtype, grad: bool = False) -> Tensor:
@@ -230,13 +238,8 @@ def lora_qkv(width: Width, grid: Grid, dtype: torch.dtype, rank: int, *, with_co
             x, weights, biases, lora_a, lora_b, active, head_dim=width.head_dim, scale=1.0
         )
 
-    sides = {
-        "ours": Work(native, (x, *lora_a, *lora_b), grads, weights),
-        "naive": Work(lambda: stock(x), (x, *trained), grads, weights),
-    }
-    made = compiled(stock, x) if with_compile else None
-    if made is not None:
-        sides["compile"] = Work(lambda: made(x), (x, *trained), grads, weights)
+    sides = {"ours": Work(native, (x, *lora_a, *lora_b), grads, weights)}
+    sides |= naive_sides(stock, (x,), with_compile, leaves=(x, *trained), grads=grads, weights=weights)
     bare = floor.projections(x.detach()[0], weights, biases, [grad[0] for grad in grads])
     return Case(f"lora_qkv, r {rank}", length, sides, {"step": bare}, "products")
 
@@ -284,17 +287,16 @@ def block(
     grads = (_random(1, length, width.d, dtype=dtype),)
     native = ours.Block(width, rank, dtype, grid, **options)
 
-    def work(module: nn.Module, run: Callable[..., Any], *tables: Any) -> Work:
+    def common(module: nn.Module) -> dict[str, Any]:
         trained = [p for p in module.parameters() if p.requires_grad]
-        weights = [*module.parameters(), *module.buffers(), *(tables[0] if tables else ())]
-        return Work(lambda: run(hidden, text, temb, *tables), (hidden, *trained), grads, weights)
+        weights = [*module.parameters(), *module.buffers()]
+        return {"leaves": (hidden, *trained), "grads": grads, "weights": weights}
 
-    sides = {"ours": work(native, native)}
+    sides = {"ours": Work(lambda: native(hidden, text, temb), **common(native))}
     if with_naive:
         stock, tables = naive.Block(width, rank, dtype), naive.rotary_tables(width, grid)
-        sides["naive"] = work(stock, stock, tables)
-        made = compiled(stock, hidden, text, temb, tables) if with_compile else None
-        if made is not None:
-            sides["compile"] = work(stock, made, tables)
+        of_stock = common(stock)
+        of_stock["weights"] += tables
+        sides |= naive_sides(stock, (hidden, text, temb, tables), with_compile, **of_stock)
     floors = {"step": floor.block(width, length, dtype)} if with_floor else {}
     return Case("Wan block", length, sides, floors, "products")
