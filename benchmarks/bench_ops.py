@@ -23,6 +23,12 @@ ALL = {
     "lora_qkv_r128": lambda o: cases.lora_qkv(
         o.width, o.grid(shapes.OPS), o.dtype, 128, with_compile=o.with_compile
     ),
+    "lora_linear_out": lambda o: cases.lora_linear(
+        o.width, o.grid(shapes.OPS), o.dtype, 16, "out", with_compile=o.with_compile
+    ),
+    "lora_linear_in": lambda o: cases.lora_linear(
+        o.width, o.grid(shapes.OPS), o.dtype, 16, "in", with_compile=o.with_compile
+    ),
 }
 
 

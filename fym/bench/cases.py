@@ -244,6 +244,40 @@ def lora_qkv(width: Width, grid: Grid, dtype: torch.dtype, rank: int, *, with_co
     return Case(f"lora_qkv, r {rank}", length, sides, {"step": bare}, "products")
 
 
+def lora_linear(
+    width: Width, grid: Grid, dtype: torch.dtype, rank: int, side: str, *, with_compile: bool = True
+) -> Case:
+    """One projection, as `lora_qkv`. side: "out" as a query has it, "in" as the output projection."""
+    length = tokens(grid)
+    x = _random(1, length, width.d, dtype=dtype, grad=True)
+    name = "to_q" if side == "out" else "to_out"
+    stock = naive.LoraProjections(width.d, rank, dtype, [name])
+    trained = [p for p in stock.parameters() if p.requires_grad]
+    base = getattr(stock, name).base_layer
+    pair = ours.adapter(1, width.heads, width.head_dim, rank).layer(0)["q" if side == "out" else "o"]
+    active = torch.tensor(ours.half_of_the_heads(width.heads))
+    grads = [_random(1, length, width.d, dtype=dtype)]
+
+    def native() -> Tensor:
+        return fym_kernels.lora_linear(
+            x,
+            base.weight,
+            base.bias,
+            pair.lora_A,
+            pair.lora_B,
+            scale=1.0,
+            active_heads=active,
+            head_dim=width.head_dim,
+            side=side,
+        )
+
+    weights = [base.weight, base.bias]
+    sides = {"ours": Work(native, (x, pair.lora_A, pair.lora_B), grads, weights)}
+    sides |= naive_sides(stock, (x,), with_compile, leaves=(x, *trained), grads=grads, weights=weights)
+    bare = floor.projections(x.detach()[0], [base.weight], [base.bias], [grads[0][0]])
+    return Case(f"lora_linear, {side}, r {rank}", length, sides, {"step": bare}, "products")
+
+
 def head_scores(width: Width, grid: Grid, dtype: torch.dtype) -> Case:
     """All rows exactly, against one forward of scaled_dot_product_attention on the same q, k, v."""
     query, key, value = (_random(1, tokens(grid), width.heads, width.head_dim, dtype=dtype) for _ in range(3))

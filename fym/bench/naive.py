@@ -78,19 +78,21 @@ def motion_loss(pred: Tensor, target: Tensor, weight: Tensor, motion_weight: flo
 
 
 class LoraProjections(nn.Module):
-    """Query, key and value projections, each wrapped by PEFT."""
+    """Projections of one input, query, key and value unless named otherwise, each wrapped by PEFT."""
 
-    def __init__(self, d: int, rank: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, d: int, rank: int, dtype: torch.dtype, names: Sequence[str] = ("to_q", "to_k", "to_v")
+    ) -> None:
         super().__init__()
-        for name in ("to_q", "to_k", "to_v"):
+        self.names = names
+        for name in names:
             setattr(self, name, nn.Linear(d, d, dtype=dtype).requires_grad_(False))
-        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_q", "to_k", "to_v"])
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(names))
         inject_adapter_in_model(config, self)
         _start_adapters(self, dtype)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value = (getattr(self, name)(x) for name in ("to_q", "to_k", "to_v"))
-        return query, key, value
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(getattr(self, name)(x) for name in self.names)
 
 
 # --- the block and the model ---

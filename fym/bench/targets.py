@@ -113,6 +113,17 @@ def lora(options: Options) -> list[Row]:
         )
         what = f"lora_qkv forward + backward, r {rank}, half the heads"
         rows.append(time_case(case, "step", options, what, [Goal("× floor", "<=", must, aim)]))
+    for side, of in (("out", "query"), ("in", "output")):
+        case = cases.lora_linear(
+            options.width,
+            options.grid(shapes.OPS),
+            options.dtype,
+            RANK,
+            side,
+            with_compile=options.with_compile,
+        )
+        what = f"lora_linear of the {of} projection forward + backward, r {RANK}, half the heads"
+        rows.append(time_case(case, "step", options, what, []))
     return rows
 
 

@@ -36,6 +36,17 @@ def test_ours_and_naive_are_the_same_function(make):
     torch.testing.assert_close(*(side.call("step")() for side in sides), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("side", ["out", "in"])
+def test_one_projection_without_an_update_is_the_naive_one(side):
+    case = cases.lora_linear(shapes.SMALL, GRID, FLOAT32, 2, side, with_compile=False)
+    for work in case.sides.values():
+        torch.nn.init.zeros_(work.leaves[2])  # B
+    got, (expected,) = (case.sides[name].forward() for name in ("ours", "naive"))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    gradients = [case.sides[name].call("step")()[0] for name in ("ours", "naive")]
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+
+
 def test_blocks_with_the_same_weights_and_no_update_are_the_same_function():
     torch.manual_seed(0)
     stock = naive.Block(shapes.SMALL, 2, FLOAT32)
