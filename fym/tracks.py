@@ -80,19 +80,24 @@ def track(frames: Tensor | Bytes, *, grid: int = 16, starts: int = 4) -> Tracks:
     images = [_enlarge(frame, factor) for frame in clip]
     smooth = [cv2.GaussianBlur(image, (0, 0), 2.0) for image in images]
 
-    spacing = min(height, width) / grid
-    axis_x = (np.arange(round(width / spacing)) + 0.5) * (width / round(width / spacing))
-    axis_y = (np.arange(round(height / spacing)) + 0.5) * (height / round(height / spacing))
-    corner = np.stack(np.meshgrid(axis_x, axis_y), axis=-1).reshape(-1, 2)  # measured from the image's corner
-    seeds = (corner * factor - 0.5).astype(np.float32)
-
-    first = np.linspace(0, count - 1, max(1, starts) + 1)[:-1].round().astype(np.int64)
-    born = np.repeat(first, len(seeds))
-    place = np.repeat(np.tile(seeds, (len(first), 1))[:, None], count, axis=1)
+    first, born = start_points(clip.shape[:3], grid=grid, starts=starts)
+    seeds = ((first + 0.5) * factor - 0.5).astype(np.float32)
+    place = np.repeat(seeds[:, None], count, axis=1)
     alive = born[:, None] == np.arange(count)
     _follow(images, smooth, born, range(count), place, alive)
     _follow(images, smooth, born, range(count - 1, -1, -1), place, alive)
     return Tracks(((place + 0.5) / factor - 0.5).astype(np.float32), alive, born, (height, width))
+
+
+def start_points(clip: tuple[int, ...], *, grid: int = 16, starts: int = 4) -> tuple[Floats, Ints]:
+    """Where tracks of a clip (F, H, W) start: positions (N, 2) in pixels and frames (N,); see `track`."""
+    count, height, width = clip
+    spacing = min(height, width) / grid
+    axis_x = (np.arange(round(width / spacing)) + 0.5) * (width / round(width / spacing))
+    axis_y = (np.arange(round(height / spacing)) + 0.5) * (height / round(height / spacing))
+    place = np.stack(np.meshgrid(axis_x, axis_y), axis=-1).reshape(-1, 2) - 0.5
+    first = np.linspace(0, count - 1, max(1, starts) + 1)[:-1].round().astype(np.int64)
+    return np.tile(place, (len(first), 1)), np.repeat(first, len(place))
 
 
 def _as_array(frames: Tensor | Bytes) -> Bytes:

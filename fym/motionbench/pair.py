@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fym.motionbench.embeddings import LAYOUT, Embedder
 from fym.motionbench.trackers import LUCAS_KANADE, Tracker
 from fym.tracks import Tracks
 
@@ -36,6 +37,7 @@ class Pair:
     prompt: str = ""
     reference_prompt: str = ""
     tracker: Tracker = LUCAS_KANADE
+    embedder: Embedder = LAYOUT
     known_tracks: tuple[Tracks, Tracks] | None = None
     reader: AttributeReader | None = None
     wanted: Mapping[str, str] = field(default_factory=dict)

@@ -60,6 +60,6 @@ METRIC = Metric(
     best=1.0,
     loss=distance(1.0),
     tolerance=0.15,
-    claims=("reversed pan", "frozen clip", "one-sided match"),
+    claims=("reversed pan", "frozen clip", "one-sided match", "missing object", "time-reversed clip"),
     measure=on_tracks(two_way, nan="the reference does not move"),
 )

@@ -1,0 +1,37 @@
+"""Dense optical flow by dynamic inverse search (Kroeger et al., 2016), as OpenCV has it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+
+from fym.tracks import Bytes, Floats
+
+FLOW = f"OpenCV {cv2.__version__} DIS flow, preset fast"
+
+
+@lru_cache(maxsize=1)
+def _search() -> Any:
+    return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+
+
+def grey(frame: Bytes) -> Bytes:
+    """(H,W,3) -> (H,W) uint8; flow is found on brightness alone."""
+    return np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), np.uint8)
+
+
+def dense_flow(now: Bytes, then: Bytes) -> Floats:
+    """Displacement (H,W,2) in pixels of every pixel of `now` (H,W) on its way to `then`."""
+    return np.asarray(_search().calc(now, then, None), np.float32)
+
+
+def sampled(image: Any, flow: Floats) -> Any:
+    """What an image shows where the flow leads, bilinear, its border repeated."""
+    height, width = flow.shape[:2]
+    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    return cv2.remap(
+        image, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
