@@ -24,6 +24,7 @@ from fym.config import to_toml
 from fym.console import Console, duration
 from fym.errors import UserError
 from fym.files import write_file
+from fym.motionbench.cli import motionbench
 
 # What a run writes into its directory, and so all that --fresh takes away.
 RUN_FILES = (
@@ -64,6 +65,9 @@ HEADS = (
 @click.version_option(__version__, prog_name="fym")
 def cli() -> None:
     """Learn the motion of one clip and give it to new content."""
+
+
+cli.add_command(motionbench)
 
 
 @cli.command()

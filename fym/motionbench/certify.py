@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,8 @@ class Row:
 
     @property
     def seen(self) -> bool:
-        return self.metric.sees(self.faulty)
+        """Whether the metric tells the faulty clip from the faithful one."""
+        return self.metric.sees(self.faulty) and not self.false_alarm
 
     @property
     def false_alarm(self) -> bool:
@@ -65,6 +67,17 @@ class Verdict:
     @property
     def passed(self) -> bool:
         return not self.missed and self.itself_perfect and self.false_alarms == 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "certified": self.passed,
+            "claims": list(self.metric.claims),
+            "seen": self.seen,
+            "false_alarms": self.false_alarms,
+            "itself_perfect": self.itself_perfect,
+            "median_error": float(np.median(self.errors)) if self.errors else None,
+        }
 
     @property
     def reasons(self) -> list[str]:

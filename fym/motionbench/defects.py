@@ -95,15 +95,16 @@ LOOKS = tuple(
         ("city", 3, ("square", "green", "checked"), ("circle", "purple", "dotted")),
     )
 )
-PLAIN_LOOKS = tuple(
-    Look(Ground(ground), ((shape, colour, "plain"),))
-    for shape, colour, ground in (
-        ("circle", "red", "grey"),
-        ("star", "yellow", "blue"),
-        ("square", "green", "white"),
-        ("cross", "white", "brown"),
-    )
-)
+
+
+def _plain_looks(rng: np.random.Generator) -> tuple[Look, Look]:
+    """One shape, twice: the colours of the object and of the background differ, and can be read off."""
+    shape = str(rng.choice(SHAPES))
+    colours = rng.permutation([("red", "grey"), ("yellow", "blue"), ("green", "white"), ("white", "brown")])[
+        :2
+    ]
+    first, second = (Look(Ground(str(g)), ((shape, str(c), "plain"),)) for c, g in colours)
+    return first, second
 
 
 def _time() -> np.ndarray:
@@ -178,14 +179,16 @@ WRONG_MOTIONS: dict[str, Callable[[np.random.Generator], tuple[Motion, Motion]]]
 }
 
 
-def _two(looks: tuple[Look, ...], rng: np.random.Generator) -> tuple[Look, Look]:
-    first, second = rng.permutation(len(looks))[:2]
-    return looks[first], looks[second]
+def _two_looks(rng: np.random.Generator) -> tuple[Look, Look]:
+    """Two of LOOKS with different backgrounds."""
+    first = LOOKS[rng.integers(len(LOOKS))]
+    others = [look for look in LOOKS if look.ground.name != first.ground.name]
+    return first, others[rng.integers(len(others))]
 
 
 def _wrong_motion(defect: str, rng: np.random.Generator) -> Case:
     asked, faulty = WRONG_MOTIONS[defect](rng)
-    before, after = _two(LOOKS, rng)
+    before, after = _two_looks(rng)
     films = _film(asked, before), _film(asked, after), _film(faulty, after)
     return Case(defect, *films, before.prompt, after.prompt)
 
@@ -193,29 +196,27 @@ def _wrong_motion(defect: str, rng: np.random.Generator) -> Case:
 def _flicker(rng: np.random.Generator) -> Case:
     """Every other frame is half blended with another look."""
     motion = Motion((_circle(rng),))
-    before, after = _two(LOOKS, rng)
+    before, after = _two_looks(rng)
     faithful, other = _film(motion, after), _film(motion, before)
     frames = faithful.frames.clone()
     frames[1::2] = frames[1::2] // 2 + other.frames[1::2] // 2
-    return Case(
-        "flicker", other, faithful, Footage(faithful.scene, frames), before.prompt, after.prompt
-    )
+    return Case("flicker", other, faithful, Footage(faithful.scene, frames), before.prompt, after.prompt)
 
 
 def _leak(rng: np.random.Generator) -> Case:
     """The faulty clip looks like the reference, although its prompt asks for another look."""
     motion = Motion((_circle(rng),))
-    before, after = _two(PLAIN_LOOKS, rng)
+    before, after = _plain_looks(rng)
     films = _film(motion, before), _film(motion, after), _film(motion, before)
     return Case("appearance leak", *films, before.prompt, after.prompt, after.attributes)
 
 
 def _wrong_attribute(rng: np.random.Generator) -> Case:
-    """The faulty clip has the colours asked for, and another shape."""
+    """The faulty clip shows an object of a colour that was not asked for."""
     motion = Motion((_circle(rng),))
-    before, after = _two(PLAIN_LOOKS, rng)
-    shape, colour, texture = after.coats[0]
-    wrong = Look(after.ground, ((SHAPES[(SHAPES.index(shape) + 2) % len(SHAPES)], colour, texture),))
+    before, after = _plain_looks(rng)
+    shape, _, texture = after.coats[0]
+    wrong = Look(after.ground, ((shape, "purple", texture),))
     films = _film(motion, before), _film(motion, after), _film(motion, wrong)
     return Case("wrong attribute", *films, before.prompt, after.prompt, after.attributes)
 

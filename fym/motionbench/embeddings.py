@@ -28,11 +28,10 @@ class Embedder:
 
 
 def _layout(frames: Tensor) -> Tensor:
-    """CIELAB colours of a 12 x 12 picture, mid grey taken away: (F, 432), unit length."""
+    """CIELAB colours of a 12 x 12 picture: (F, 432), unit length."""
     small = [cv2.resize(frame, (CELLS, CELLS), interpolation=cv2.INTER_AREA) for frame in frames.numpy()]
     lab = np.stack([cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2LAB) for picture in small])
-    flat = torch.from_numpy(lab - np.array([50, 0, 0], np.float32)).flatten(1)
-    return torch.nn.functional.normalize(flat, dim=-1)
+    return torch.nn.functional.normalize(torch.from_numpy(lab).flatten(1), dim=-1)
 
 
 LAYOUT = Embedder("colour layout, 12 x 12 CIELAB", _layout)

@@ -15,7 +15,7 @@ FLOW = f"OpenCV {cv2.__version__} DIS flow, preset fast"
 
 @lru_cache(maxsize=1)
 def _search() -> Any:
-    return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    return cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
 
 
 def grey(frame: Bytes) -> Bytes:

@@ -69,7 +69,9 @@ def _turned(points: Numbers, angle: Numbers) -> Numbers:
     return np.stack([c * x - s * y, s * x + c * y], axis=-1)
 
 
-def _visible(masks: Floats, points: Floats, owner: npt.NDArray[np.int64], born: npt.NDArray[np.int64]) -> Bools:
+def _visible(
+    masks: Floats, points: Floats, owner: npt.NDArray[np.int64], born: npt.NDArray[np.int64]
+) -> Bools:
     frames, size = points.shape[1], masks.shape[-1] if len(masks) else 0
     limit = size or int(points.max()) + 1
     inside = ((points >= -0.5) & (points <= limit - 0.5)).all(axis=-1)

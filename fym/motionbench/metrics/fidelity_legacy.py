@@ -17,8 +17,8 @@ from fym.tracks import Floats, Tracks
 def legacy(generated: Floats, reference: Floats) -> float:
     """Motion fidelity of tracks (N, F, 2) against reference tracks (M, F, 2), as published.
 
-    s_nm = mean over frame pairs of the cosine between displacements, less 1 where n = m; the value is the mean
-    over n of the maximum over m. A displacement of exactly zero counts 0 (the published code gives nan).
+    s_nm = mean over frame pairs of the cosine between displacements, less 1 where n = m; the value is the
+    mean over n of the maximum over m. A displacement of exactly zero counts 0 (the published code gives nan).
     """
     ours, theirs = _unit(generated), _unit(reference)
     similarity = ours.reshape(len(ours), -1) @ theirs.reshape(len(theirs), -1).T / ours.shape[1]

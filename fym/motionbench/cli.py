@@ -1,0 +1,99 @@
+"""`fym motionbench`: score a pair of clips, certify a metric."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import click
+
+from fym.console import Console
+from fym.errors import UserError
+
+
+@click.group()
+def motionbench() -> None:
+    """Measure how well a clip moves like another, and what the measures see."""
+
+
+@motionbench.command()
+@click.argument("reference", metavar="REFERENCE")
+@click.argument("clip", metavar="CLIP")
+@click.option("--prompt", default="", help="what CLIP was made from")
+@click.option("--reference-prompt", default="", help="what REFERENCE shows")
+@click.option(
+    "--tracker", default="lk", show_default=True, help="lk, dis, cotracker:CHECKPOINT or tapir:CHECKPOINT"
+)
+@click.option("--clip-model", metavar="FOLDER", help="of CLIP, for text alignment and temporal consistency")
+@click.option("--json", "as_json", is_flag=True, help="for programs")
+def score(
+    reference: str,
+    clip: str,
+    prompt: str,
+    reference_prompt: str,
+    tracker: str,
+    clip_model: str | None,
+    as_json: bool,
+) -> None:
+    """Score CLIP against REFERENCE with every metric."""
+    from fym.motionbench.embeddings import LAYOUT, load_clip
+    from fym.motionbench.pair import Pair
+    from fym.motionbench.score import score as score_pair
+    from fym.motionbench.trackers import find_tracker
+    from fym.video import read_clip
+
+    follow = find_tracker(tracker)
+    embedder = load_clip(clip_model) if clip_model else LAYOUT
+    pair = Pair(
+        read_clip(reference).frames,
+        read_clip(clip).frames,
+        prompt=prompt,
+        reference_prompt=reference_prompt,
+        tracker=follow,
+        embedder=embedder,
+    )
+    scores = score_pair(pair)
+    if as_json:
+        click.echo(json.dumps({one.metric.name: one.as_dict() for one in scores}, indent=2))
+        return
+    rows = []
+    for one in scores:
+        metric, measured = one.metric, one.measured
+        about = f"best {metric.best:g}, {metric.unit}; {measured.backend}"
+        shown = f"{measured.value:.3f}  ({about})"
+        if math.isnan(measured.value):
+            shown = f"not measured: {measured.note}"
+        rows.append((f"{metric.name} v{metric.version}", shown))
+    Console().table(f"{clip} against {reference}", rows)
+
+
+@motionbench.command()
+@click.argument("names", metavar="[METRIC]...", nargs=-1)
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="motions and looks each")
+@click.option("--tracker", default="lk", show_default=True, help="as for score")
+@click.option("--json", "as_json", is_flag=True, help="for programs")
+def certify(names: tuple[str, ...], seeds: int, tracker: str, as_json: bool) -> int:
+    """Say which known defects METRIC sees (every metric if none is named).
+
+    Exit code 0 only if each named metric sees all it claims to see in every seed, calls no faithful clip
+    wrong, and scores a clip against itself as perfect.
+    """
+    from fym.motionbench import table
+    from fym.motionbench.certify import examine, judge
+    from fym.motionbench.metrics import METRICS
+    from fym.motionbench.trackers import find_tracker
+
+    unknown = [name for name in names if name not in METRICS]
+    if unknown:
+        raise UserError(f"there is no metric {unknown[0]!r}", f"known are {', '.join(METRICS)}", "Name one")
+    chosen = [METRICS[name] for name in names or METRICS]
+    verdicts = judge(examine(chosen, seeds=range(seeds), tracker=find_tracker(tracker)))
+    if as_json:
+        click.echo(json.dumps({one.metric.name: one.as_dict() for one in verdicts}, indent=2))
+    else:
+        click.echo(table.defect_table(verdicts))
+        click.echo(f"\n{table.error_table(verdicts)}")
+    for one in verdicts:
+        for reason in one.reasons:
+            click.echo(f"{one.metric.name}: {reason}", err=True)
+    return 0 if all(one.passed for one in verdicts) else 1
