@@ -10,12 +10,13 @@ import numpy as np
 
 from fym.tracks import Bytes, Floats
 
-FLOW = f"OpenCV {cv2.__version__} DIS flow, preset fast"
+FLOW = f"OpenCV {cv2.__version__} DIS flow, preset medium"
 
 
-@lru_cache(maxsize=1)
-def _search() -> Any:
-    return cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+@lru_cache(maxsize=4)
+def _search(height: int, width: int) -> Any:
+    """One object a size: a small picture changes the scales of the object for all that follow."""
+    return cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
 
 
 def grey(frame: Bytes) -> Bytes:
@@ -25,7 +26,7 @@ def grey(frame: Bytes) -> Bytes:
 
 def dense_flow(now: Bytes, then: Bytes) -> Floats:
     """Displacement (H,W,2) in pixels of every pixel of `now` (H,W) on its way to `then`."""
-    return np.asarray(_search().calc(now, then, None), np.float32)
+    return np.asarray(_search(*now.shape).calc(now, then, None), np.float32)
 
 
 def sampled(image: Any, flow: Floats) -> Any:

@@ -51,13 +51,22 @@ def test_a_person_has_no_true_tracks():
 @pytest.mark.parametrize("tracker", [LUCAS_KANADE, DIS], ids=["lk", "dis"])
 @pytest.mark.parametrize("defect", ["reversed pan", "missing object"])
 def test_trackers_follow_the_truth(tracker, defect):
-    """Half of the points that both see are within half a pixel of 144, and most of what is there is seen."""
+    """Half of the points both see are within half a pixel of 144, and most of what is there is seen."""
     footage = make_case(defect, 1).reference
     found, true = tracker.track(footage.frames), footage.tracks
     both = found.visible & true.visible
     assert np.array_equal(found.starts, true.starts) and found.points.shape == true.points.shape
     assert both.sum() > 0.7 * true.visible.sum()
     assert np.median(np.linalg.norm(found.points - true.points, axis=-1)[both]) < 0.5
+
+
+def test_flow_does_not_depend_on_what_came_before():
+    """A tiny clip in between leaves no trace in the tracks of a larger one."""
+    frames = make_case("reversed pan", 0).reference.frames[:4]
+    before = DIS.track(frames)
+    DIS.track(frames[:, :16, :16])
+    after = DIS.track(frames)
+    assert np.array_equal(before.points, after.points) and np.array_equal(before.visible, after.visible)
 
 
 @pytest.mark.parametrize("name", ["", "kalman", "lk:x", "cotracker", "tapir:"])
