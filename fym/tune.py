@@ -19,13 +19,14 @@ from fym.checkpoint import load_checkpoint, save_checkpoint
 from fym.checks import run_directory
 from fym.config import Config, to_toml
 from fym.console import Console
+from fym.estimate import estimate, estimate_table
 from fym.families import Family, load_family
 from fym.files import check_writable, write_file
 from fym.heads import HeadMap, classify
 from fym.material import Material, SparseClip, read_reference
 from fym.motion_file import MotionFile, load_motion_file, save_motion_file
 from fym.plan import Plan, heads_table
-from fym.runlog import StepLog, Timings
+from fym.runlog import STAGES, StepLog, Timings
 from fym.samples import Samples
 from fym.stage import Draw, Sample, Stage, run_stage
 from fym.state import TuningState, begin, check_same_run
@@ -74,24 +75,21 @@ def train(config: Config, run_dir: Path, *, console: Console) -> TrainResult:
     console.table(title, rows)
     if resumed:
         console.info(f"going on after step {state.step} of the {state.stage} stage")
+    stages = [_stage(name, config, material, sparse) for name in STAGES[STAGES.index(state.stage) :]]
+    with timings.measure("estimate"):
+        found = [estimate(family, stage, state, config) for stage in stages]
+    if any(found):
+        title, rows = estimate_table([made for made in found if made])
+        console.table(title, rows)
     about = _about(config, family, clip, sparse)
     samples = Samples(run_dir, config.generate, config.clip.prompt)
     log = StepLog(run_dir / "train.jsonl", state.stage, state.step)
     try:
         if state.stage == "spatial":
-            stage = Stage("spatial", config.spatial, config.tune, _frame_draw(material))
-            _tune(family, stage, state, run_dir, log, timings, console)
+            _tune(family, stages[0], state, run_dir, log, timings, console)
             state.enter("temporal", config)
             save_checkpoint(run_dir / "checkpoints", state.checkpoint(), keep=config.tune.keep)
         if state.step < config.temporal.steps:
-            stage = Stage(
-                "temporal",
-                config.temporal,
-                config.tune,
-                _clip_draw(sparse, config.temporal.recolour),
-                config.temporal.motion_weight,
-                config.temporal.debias,
-            )
 
             def sample_now(step: int) -> None:
                 if (
@@ -100,7 +98,7 @@ def train(config: Config, run_dir: Path, *, console: Console) -> TrainResult:
                 ):
                     samples.make(family, MotionFile(temporal, spatial, about), step)
 
-            _tune(family, stage, state, run_dir, log, timings, console, sample_now)
+            _tune(family, stages[-1], state, run_dir, log, timings, console, sample_now)
     finally:
         log.close()
     about["norm_leak"] = _leak(family, state, sparse, material.text)
@@ -192,6 +190,14 @@ def _tune(
         )
         # The first step pays for warming up.
         figures["seconds_per_step"] = statistics.median(seconds[1:] or seconds)
+
+
+def _stage(name: str, config: Config, material: Material, sparse: SparseClip) -> Stage:
+    if name == "spatial":
+        return Stage(name, config.spatial, config.tune, _frame_draw(material))
+    settings = config.temporal
+    draw = _clip_draw(sparse, settings.recolour)
+    return Stage(name, settings, config.tune, draw, settings.motion_weight, settings.debias)
 
 
 def _frame_draw(material: Material) -> Draw:

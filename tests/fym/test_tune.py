@@ -18,8 +18,12 @@ from fym.checkpoint import load_checkpoint
 from fym.config import load_config
 from fym.console import QuietConsole
 from fym.errors import UserError
+from fym.estimate import estimate
+from fym.families import load_family
+from fym.material import Material, SparseClip, read_reference
 from fym.motion_file import load_motion_file
 from fym.stage import rate_factor
+from fym.state import begin
 from fym.video import write_clip
 
 STEPS = 6  # of each stage
@@ -143,7 +147,7 @@ def test_a_run_leaves_everything_in_its_directory(uninterrupted):
         r["loss_motion"] > 0 for r in rows[STEPS:]
     )
     timings = json.loads((uninterrupted / "timings.json").read_text())
-    assert set(timings) == {"cache", "classify", "spatial", "temporal", "sample"}
+    assert set(timings) == {"cache", "classify", "estimate", "spatial", "temporal", "sample"}
     assert all(entry["seconds"] > 0 and entry["peak_rss_mib"] > 0 for entry in timings.values())
     assert timings["temporal"]["seconds_per_step"] > 0
 
@@ -339,6 +343,51 @@ def test_a_clip_is_classified_alone(configure, tmp_path):
     assert found.kind.shape == (2, 3)
     assert (tmp_path / "heads.json").exists() and (tmp_path / "heads.png").exists()
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_the_first_screen_says_what_each_stage_will_take(configure, planted, tmp_path):
+    """Before the first step, from steps on copies; a resumed run estimates what is left."""
+
+    class Listening(InterruptingConsole):
+        said = ()
+
+        def table(self, title, rows):
+            if title.startswith("Estimate"):
+                self.said += (dict(rows),)
+
+        def start_stage(self, name, steps):
+            super().start_stage(name, steps)
+            self.said += (name,)
+
+    console = Listening("temporal", 2)
+    with pytest.raises(KeyboardInterrupt):
+        run(configure(), tmp_path, console)
+    classify, table, *stages = console.said
+    assert classify == "classify"
+    assert stages == ["spatial", "temporal"] and list(table) == ["spatial", "temporal", "in all"]
+    for stage in stages:
+        assert f"s for {STEPS} steps, peak " in table[stage] and " s/step" in table[stage]
+    again = Listening("temporal", 2)
+    run(configure(), tmp_path, again)
+    assert (
+        list(again.said[0]) == ["temporal", "in all"]
+        and f"for {STEPS - 2} steps" in again.said[0]["temporal"]
+    )
+
+
+def test_an_estimate_changes_nothing(configure, planted, tmp_path):
+    config = configure(temporal__picking="phase")
+    family = load_family(config.model.path, dtype="float32")
+    clip = read_reference(config.clip, family)
+    material = Material(family, clip, config.clip, tmp_path / "cache")
+    state, _ = begin(config, tmp_path, family, clip, tune.classify(family, None, None, None, seed=0))
+    before = {name: value.clone() for name, value in state.checkpoint().tensors.items()}
+    stage = tune._stage("temporal", config, material, SparseClip(material, config.temporal))
+    made = estimate(family, stage, state, config)
+    assert made.steps == STEPS and made.seconds_per_step > 0 and made.peak["rss_mib"] > 0
+    after = state.checkpoint().tensors
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert (state.stage, state.step) == ("spatial", 0) and not family.transformer.training
 
 
 def test_the_plan_names_what_will_happen_and_writes_nothing(configure, tmp_path, monkeypatch):

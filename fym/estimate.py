@@ -1,0 +1,72 @@
+"""What the stages of a run will take: a few steps of each on copies, of which the run itself sees nothing."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from fym import memory
+from fym.config import Config
+from fym.console import QuietConsole, duration
+from fym.families import Family
+from fym.plan import Table
+from fym.runlog import StepLog
+from fym.stage import Stage, run_stage
+from fym.state import TuningState
+
+TRIAL_STEPS = 3  # the first pays for warming up and does not count
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of the steps that a stage has left. peak: as `memory.peak` gives it, optimiser and all."""
+
+    stage: str
+    steps: int
+    seconds_per_step: float
+    peak: dict[str, float]
+
+    @property
+    def seconds(self) -> float:
+        return self.steps * self.seconds_per_step
+
+
+def estimate(family: Family, stage: Stage, state: TuningState, config: Config) -> Estimate | None:
+    """Runs TRIAL_STEPS steps of the stage at learning rate 0; None if it has nothing to do or to train."""
+    left = stage.settings.steps - (state.step if stage.name == state.stage else 0)
+    trial = TuningState(
+        torch.Generator().manual_seed(config.tune.seed), state.identity, copy.deepcopy(state.adapters)
+    )
+    trial.enter(stage.name, config)
+    if left <= 0 or trial.optimizer is None:
+        return None
+    still = replace(stage, settings=replace(stage.settings, steps=TRIAL_STEPS, learning_rate=0.0))
+    with tempfile.TemporaryDirectory() as folder:
+        log = StepLog(Path(folder) / "train.jsonl")
+        try:
+            seconds = run_stage(
+                family, still, trial, folder=Path(folder) / "checkpoints", log=log, console=QuietConsole()
+            )
+        finally:
+            log.close()
+    return Estimate(stage.name, left, statistics.median(seconds[1:]), memory.peak(family.device))
+
+
+def estimate_table(estimates: Sequence[Estimate]) -> Table:
+    """For the first screen."""
+    rows = [(made.stage, _line(made)) for made in estimates]
+    rows.append(("in all", duration(sum(made.seconds for made in estimates))))
+    return f"Estimate, from {TRIAL_STEPS - 1} steps of a stage", rows
+
+
+def _line(made: Estimate) -> str:
+    peak = f"{made.peak['rss_mib']:.0f} MiB"
+    if "gpu_mib" in made.peak:
+        peak += f", GPU {made.peak['gpu_mib']:.0f} MiB"
+    return f"{made.seconds_per_step:.3g} s/step, {duration(made.seconds)} for {made.steps} steps, peak {peak}"
