@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from fym.embedded import model_path
-from fym.embedded.checker import read_clip, velocity_cosine
+from fym.embedded.checker import read_clip, same_ground, velocity_cosine
 from fym.embedded.scenes import MOTIONS, Scene, sample_scene
 from fym.embedded.text import MAX_TOKENS
 from fym.embedded.train_vae import evaluate as autoencoder_psnr
@@ -75,10 +75,12 @@ def judge(clips: Tensor, scenes: list[Scene]) -> dict[str, float]:
     return {
         "clips": len(clips),
         "colour": float(np.mean([r.colour == s.colour for r, s in pairs])),
-        "background": float(np.mean([r.background == s.background for r, s in pairs])),
+        "background": float(np.mean([same_ground(r.background, s.background) for r, s in pairs])),
         "shape": float(np.mean([r.shape == s.shape for r, s in pairs])),
+        "one_object": float(np.mean([len(r.tracks) == 1 for r in readings])),
         "one_piece_frames": float(np.mean([r.one_piece.mean() for r in readings])),
         "straight_motion_cosine": float(np.mean(straight)) if straight else float("nan"),
+        "flicker": float(np.mean([r.flicker for r in readings])),
     }
 
 
@@ -94,7 +96,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path, default=model_path())
-    parser.add_argument("--prompts", type=int, default=40)
+    parser.add_argument("--prompts", type=int, default=60)
     parser.add_argument("--steps", type=int, help="sampling steps (default: the model's)")
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--sheet", type=Path)
