@@ -5,16 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 import truth
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fym_kernels import extension, gated_residual
 
-pytestmark = pytest.mark.skipif(not extension.CPU_LOADED, reason="the C++ extension is not built")
+pytestmark = [
+    pytest.mark.skipif(not extension.CPU_LOADED, reason="the C++ extension is not built"),
+    pytest.mark.usefixtures("poisoned"),
+]
 TOKENS = 515  # more than two parts of the gate's sum, and no whole number of them
 
 
-def make(dtype, gate_dtype, per_token: bool, width: int = 37, tokens: int = TOKENS):
-    x, y = torch.randn(2, 2, tokens, width).to(dtype)
-    gate = torch.randn(2, *((tokens,) if per_token else ()), width).to(gate_dtype)
+def make(dtype, gate_dtype, per_token: bool, width: int = 37, tokens: int = TOKENS, batch: int = 2):
+    x, y = torch.randn(2, batch, tokens, width).to(dtype)
+    gate = torch.randn(batch, *((tokens,) if per_token else ()), width).to(gate_dtype)
     return [t.requires_grad_() for t in (x, y, gate)]
 
 
@@ -28,19 +33,36 @@ def gradients(x, y, gate, grad):
     return grad, grad * gate.unsqueeze(1).to(y.dtype), grad_gate
 
 
+def check(dtype, gate_dtype, per_token: bool, **sizes: int) -> None:
+    tensors = make(dtype, gate_dtype, per_token, **sizes)
+    before = [t.detach().clone() for t in tensors]
+    out = gated_residual(*tensors, backend="cpu")
+    grad = torch.randn(out.shape).to(dtype)
+    got = torch.autograd.grad(out, tensors, grad)
+    assert [g.dtype for g in got] == [t.dtype for t in tensors]
+    assert all(torch.equal(t, old) for t, old in zip(tensors, before, strict=True))
+    inputs = tuple(before)
+    truth.assert_as_good_as_naive(out.detach(), truth.gated, inputs, dtype)
+    # what a gate's gradient is a sum of may cancel
+    sizes_of_gradients = gradients(*truth.magnitudes((*inputs, grad)))
+    truth.assert_as_good_as_naive(got, gradients, (*inputs, grad), dtype, sizes=sizes_of_gradients)
+
+
 @pytest.mark.parametrize("per_token", [False, True], ids=["gate per sample", "gate per token"])
 @pytest.mark.parametrize("gate_dtype", [torch.float32, None], ids=["float32 gate", "gate like x"])
 @pytest.mark.parametrize("dtype", truth.LOW_DTYPES, ids=str)
 @pytest.mark.usefixtures("isa")
 def test_forward_and_backward(dtype, gate_dtype, per_token: bool) -> None:
-    tensors = make(dtype, gate_dtype or dtype, per_token)
-    out = gated_residual(*tensors, backend="cpu")
-    grad = torch.randn(out.shape).to(dtype)
-    got = torch.autograd.grad(out, tensors, grad)
-    assert [g.dtype for g in got] == [t.dtype for t in tensors]
-    inputs = tuple(t.detach() for t in tensors)
-    truth.assert_as_good_as_naive(out.detach(), truth.gated, inputs, dtype)
-    truth.assert_as_good_as_naive(got, gradients, (*inputs, grad), dtype)
+    check(dtype, gate_dtype or dtype, per_token)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    batch=st.integers(1, 3), tokens=st.integers(1, 40), width=st.integers(1, 70), per_token=st.booleans(),
+    dtype=st.sampled_from(truth.LOW_DTYPES),
+)  # fmt: skip
+def test_any_shape(batch, tokens, width, per_token, dtype) -> None:
+    check(dtype, dtype, per_token, batch=batch, tokens=tokens, width=width)
 
 
 @pytest.mark.parametrize("width", [1, 7, 8, 15, 16, 17, 64, 100])
