@@ -1,8 +1,8 @@
 """How often the checker errs, on rendered scenes whose truth is known: `python -m fym.embedded.checker`.
 
 Clips are read as rendered, with noise, blurred, and as the embedded model's autoencoder gives them back.
-Prints a Markdown table: shares read right, and the distance of tracks from the true centroid in pixels (median and
-95th percentile over frames, of single objects).
+Prints a Markdown table: shares read right, and the distance of tracks from the true centroid in
+pixels (median and 95th percentile over frames, of single objects).
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def true_steps(camera: Camera, frames: int) -> np.ndarray:
 
 
 def camera_cosine(steps: np.ndarray, truth: np.ndarray, *, still: float = 0.2) -> float:
-    """Mean cosine over steps between how the four places move and should; a step without a move is left out."""
+    """Mean cosine over steps between how the four places move and should; steps without one are left out."""
     v, w = steps.reshape(len(steps), -1), truth.reshape(len(truth), -1)
     size = np.linalg.norm(w, axis=1)
     norm = np.linalg.norm(v, axis=1) * size
