@@ -57,6 +57,7 @@ class Verdict:
     seen: dict[str, float]  # defect -> share of the seeds in which it is seen
     false_alarms: float  # share of all faithful clips
     itself_perfect: bool
+    values: dict[str, tuple[float, float]]  # defect -> mean value of the faulty and of the faithful clips
     errors: list[float]  # |from tracks - from true tracks| of the clips measured by both
 
     @property
@@ -66,7 +67,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        return not self.missed and self.itself_perfect and self.false_alarms == 0
+        return not self.reasons
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -74,6 +75,10 @@ class Verdict:
             "certified": self.passed,
             "claims": list(self.metric.claims),
             "seen": self.seen,
+            "values": {
+                defect: {"faulty": _or_null(faulty), "faithful": _or_null(faithful)}
+                for defect, (faulty, faithful) in self.values.items()
+            },
             "false_alarms": self.false_alarms,
             "itself_perfect": self.itself_perfect,
             "median_error": float(np.median(self.errors)) if self.errors else None,
@@ -83,11 +88,17 @@ class Verdict:
     def reasons(self) -> list[str]:
         """Why it did not pass, one sentence each."""
         found = [f"it does not see: {', '.join(self.missed)}"] if self.missed else []
+        if not self.metric.claims:
+            found.append("it claims to see no defect")
         if not self.itself_perfect:
             found.append("it does not score a clip against itself as perfect")
         if self.false_alarms:
             found.append(f"it calls {self.false_alarms:.0%} of the faithful clips wrong")
         return found
+
+
+def _or_null(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def examine(
@@ -152,6 +163,16 @@ def _verdict(rows: list[Row]) -> Verdict:
         metric=rows[0].metric,
         seen={defect: float(np.mean([row.seen for row in own])) for defect, own in by_defect.items()},
         false_alarms=float(np.mean([row.false_alarm for row in rows])),
+        values={
+            defect: (_mean([row.faulty for row in own]), _mean([row.faithful for row in own]))
+            for defect, own in by_defect.items()
+        },
         itself_perfect=all(row.itself_perfect for row in rows),
         errors=[abs(a - b) for a, b in pairs if math.isfinite(a) and math.isfinite(b)],
     )
+
+
+def _mean(values: list[float]) -> float:
+    """Of the measured ones; nan if there is none."""
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan

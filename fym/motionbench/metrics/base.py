@@ -30,7 +30,8 @@ class Metric:
     """A score of a clip against a reference.
 
     A clip whose `loss` (0 is perfect) is above `tolerance` is called different from the reference; honest
-    transfers stay below. `claims` names the defects (`fym.motionbench.defects`) it is made to see. `paired`
+    transfers stay below. `claims` names the defects (`fym.motionbench.defects`) it is made to see;
+    without any it cannot be certified. `paired`
     tells a comparison, perfect for a clip against itself, from a property of the clip alone.
     """
 

@@ -79,6 +79,13 @@ def test_what_fails_a_certificate():
         assert not verdict.passed and any(reason in text for text in verdict.reasons)
 
 
+def test_a_metric_that_claims_nothing_is_not_certified():
+    """Seeing no defect is no merit, however few are claimed."""
+    metric = METRICS["temporal_consistency/embedding"]
+    verdict = judge([Row(metric, "flicker", 0, 0.9, 0.99, 0.99, 0.9, 0.99)])[0]
+    assert verdict.reasons == ["it claims to see no defect"] and not verdict.passed
+
+
 def test_cases_are_seeded_and_differ():
     """The same seed gives the same pixels, another seed others; frames before the defect look alike."""
     first, again, other = (make_case("frozen clip", seed) for seed in (0, 0, 1))
@@ -115,6 +122,8 @@ def test_certify_exits_with_the_verdict(capsys, monkeypatch):
     assert main(["motionbench", "certify", "direction", "--seeds", "1", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["direction"]
     assert told["certified"] and told["seen"] == {"reversed pan": 1.0}
+    values = told["values"]["reversed pan"]
+    assert values["faulty"] < -0.9 and values["faithful"] > 0.9
     assert main(["motionbench", "certify", "motion_fidelity/legacy", "--seeds", "1"]) == 1
     out, err = capsys.readouterr()
     assert "reversed pan" in out and "against itself" in err
@@ -139,4 +148,4 @@ def test_score_prints_every_metric(capsys, tmp_path):
     capsys.readouterr()
     assert main(["motionbench", "score", *paths]) == 0
     out = capsys.readouterr().out
-    assert "direction v1" in out and "not measured" in out
+    assert "direction v1" in out and "not measured" in out and "Lucas-Kanade" in out
