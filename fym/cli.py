@@ -156,6 +156,7 @@ def generate(**given: Any) -> None:
             motion=motion,
             temporal_scale=wanted.temporal_scale,
             spatial_scale=wanted.spatial_scale,
+            lowest_noise=None if wanted.lowest_noise < 0 else wanted.lowest_noise,
             seeds=[job.seed],
             num_frames=wanted.frames,
             height=wanted.height,

@@ -74,6 +74,12 @@ class HeadsConfig:
     topk: int = option(
         0, "rule topk: this many heads with the largest ratio are temporal, over the whole model", low=0
     )
+    grouping: str = option(
+        "classified",
+        "which heads each stage tunes: those the rule gives it, as many in each layer but drawn at random "
+        "(by tune.seed), or all of them in both stages (no decoupling); the last two are controls",
+        choices=("classified", "random", "all"),
+    )
     band: float = option(1.0, "half-width of the attention band, in latent frames", low=0.01)
     seeds: int = option(3, "number of noise seeds averaged", low=1)
     rows: int = option(0, "query rows sampled per head; 0 = all up to 4096 tokens", low=0)
@@ -130,6 +136,13 @@ class TemporalConfig(StageConfig):
         low=0,
         high=1,
     )
+    lowest_noise: float = option(
+        0.0,
+        "lowest noise level trained on; the adapter then also acts only from there up when a clip is made, "
+        "so that the model draws the details as it always did",
+        low=0,
+        high=0.99,
+    )
     debias: bool = option(False, "add the appearance-debiased term to the loss")
 
 
@@ -170,6 +183,9 @@ class GenerateConfig:
     )
     temporal_scale: float = option(1.0, "strength of the motion", low=0, high=2)
     spatial_scale: float = option(0.0, "strength of the reference's look", low=0, high=2)
+    lowest_noise: float = option(
+        -1.0, "noise level below which the motion no longer acts; below 0 = the motion file's", high=0.99
+    )
     steps: int = option(0, "sampling steps; 0 = the model's", low=0)
     guidance_scale: float = option(-1.0, "guidance scale; below 0 = the model's")
     frames: int = option(0, "number of frames, 4k+1; 0 = the model's", low=0, check=_frames_4k1)

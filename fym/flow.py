@@ -25,15 +25,21 @@ class FlowMatching:
         """The shifted noise level of uniform levels `u`."""
         return self.shift * u / (1 + (self.shift - 1) * u)
 
-    def draw(self, batch: int, generator: torch.Generator, noise: str = "uniform") -> Tensor:
-        """(B,) fp32 noise levels on the CPU. noise: "uniform" u, or "logit_normal" u = sigmoid(n)."""
+    def draw(
+        self, batch: int, generator: torch.Generator, noise: str = "uniform", lowest: float = 0.0
+    ) -> Tensor:
+        """(B,) fp32 noise levels on the CPU. noise: "uniform" u, or "logit_normal" u = sigmoid(n).
+
+        The range of u is narrowed to that of levels from `lowest` up.
+        """
         if noise == "uniform":
             u = torch.rand(batch, generator=generator)
         elif noise == "logit_normal":
             u = torch.randn(batch, generator=generator).sigmoid()
         else:
             raise ValueError(f'noise is "{noise}"; allowed: "uniform", "logit_normal"')
-        return self.sigma(u)
+        floor = lowest / (self.shift - (self.shift - 1) * lowest)  # sigma(floor) = lowest
+        return self.sigma(floor + (1 - floor) * u)
 
     def timestep(self, sigma: Tensor) -> Tensor:
         return sigma * self.num_timesteps

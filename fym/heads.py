@@ -52,6 +52,8 @@ class HeadMap:
     sigmas: list[float]
     model_id: str
     model_hash: str
+    grouping: str = "classified"  # or "random", "all": see config.HeadsConfig
+    grouping_seed: int = 0
 
     @property
     def rho(self) -> Array:
@@ -59,14 +61,22 @@ class HeadMap:
 
     @property
     def kind(self) -> Array:
-        """(L,H) int8: 0 spatial, 1 temporal."""
-        return judge(self.rho, self.rule, self.threshold, self.topk)
+        """(L,H) int8: 0 spatial, 1 temporal; in grouping random, each layer's kinds dealt out anew."""
+        kind = judge(self.rho, self.rule, self.threshold, self.topk)
+        if self.grouping == "random":
+            kind = np.random.default_rng(self.grouping_seed).permuted(kind, axis=1)
+        return kind
 
     def temporal_heads(self, layer: int) -> Tensor:
-        return torch.from_numpy(np.flatnonzero(self.kind[layer] == TEMPORAL))
+        return self._heads(layer, TEMPORAL)
 
     def spatial_heads(self, layer: int) -> Tensor:
-        return torch.from_numpy(np.flatnonzero(self.kind[layer] == SPATIAL))
+        return self._heads(layer, SPATIAL)
+
+    def _heads(self, layer: int, kind: int) -> Tensor:
+        """The sorted heads of a layer that a stage tunes: those of its kind, in grouping all every one."""
+        of_kind = self.kind[layer] == kind
+        return torch.from_numpy(np.flatnonzero(of_kind | (self.grouping == "all")))
 
     def save(self, path: Path) -> None:
         """Writes JSON. Besides the fields it holds rho and kind, for readers; `load` derives them anew."""
@@ -89,8 +99,9 @@ class HeadMap:
             }
             if values["format"] != FORMAT or len({a.shape for a in arrays.values()}) != 1:
                 raise ValueError("another format")
-            names = [field.name for field in dataclasses.fields(cls)]
-            return cls(**{name: arrays.get(name, values[name]) for name in names})
+            added = {"grouping": "classified", "grouping_seed": 0}  # not in the files of earlier versions
+            values = {**added, **values, **arrays}
+            return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path} is no head map", f"{type(error).__name__}: {error}", "Run fym classify again"
@@ -163,9 +174,12 @@ def classify(
         list(config.sigmas),
         family.model_id,
         family.model_hash,
+        config.grouping,
+        seed,
     )
+    rule_map = dataclasses.replace(head_map, grouping="classified")
     each = [judge(t / np.maximum(s, 1e-30), *rule) for s, t in masses]
-    flips = sum((kind != head_map.kind).astype(np.int64) for kind in each)
+    flips = sum((kind != rule_map.kind).astype(np.int64) for kind in each)
     return dataclasses.replace(head_map, flips=flips)
 
 

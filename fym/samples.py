@@ -39,6 +39,7 @@ class Samples:
                     motion=motion,
                     temporal_scale=config.temporal_scale,
                     spatial_scale=config.spatial_scale,
+                    lowest_noise=None if config.lowest_noise < 0 else config.lowest_noise,
                     seeds=[seed],
                     num_frames=config.frames,
                     height=config.height,

@@ -52,6 +52,7 @@ class Stage:
     draw: Draw
     motion_weight: float = 0.0
     debias: bool = False
+    lowest_noise: float = 0.0
 
 
 def run_stage(
@@ -130,7 +131,7 @@ def _loss(
 ) -> tuple[Tensor, tuple[float, float]]:
     """The loss of one noisy batch and its two terms for the log. All random numbers are drawn on the CPU."""
     schedule, latents = family.schedule, sample.latents
-    sigma = schedule.draw(len(latents), generator, stage.tune.noise)
+    sigma = schedule.draw(len(latents), generator, stage.tune.noise, stage.lowest_noise)
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
     anchor = int(torch.randint(latents.shape[2], (1,), generator=generator)) if stage.debias else None
     sigma = sigma.to(latents.device)

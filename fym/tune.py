@@ -197,7 +197,15 @@ def _stage(name: str, config: Config, material: Material, sparse: SparseClip) ->
         return Stage(name, config.spatial, config.tune, _frame_draw(material))
     settings = config.temporal
     draw = _clip_draw(sparse, settings.recolour)
-    return Stage(name, settings, config.tune, draw, settings.motion_weight, settings.debias)
+    return Stage(
+        name,
+        settings,
+        config.tune,
+        draw,
+        settings.motion_weight,
+        settings.debias,
+        settings.lowest_noise,
+    )
 
 
 def _frame_draw(material: Material) -> Draw:
@@ -240,6 +248,7 @@ def _about(config: Config, family: Family, clip: Clip, sparse: SparseClip) -> di
         "frames": sparse.frame_index,
         "positions": config.temporal.positions,
         "latents": config.temporal.latents,
+        "lowest_noise": config.temporal.lowest_noise,
         "steps": [config.spatial.steps, config.temporal.steps],
         "seed": config.tune.seed,
     }

@@ -40,6 +40,17 @@ def test_both_noise_distributions_stay_inside_and_logit_normal_is_centred():
         assert sigma.mean().item() == pytest.approx(0.5, abs=4 * math.sqrt(1 / 12 / 4000))
 
 
+@pytest.mark.parametrize("noise", ["uniform", "logit_normal"])
+def test_a_lowest_noise_level_is_kept_and_reached(noise):
+    flow = FlowMatching(shift=3.0)
+    sigma = flow.draw(4000, torch.Generator().manual_seed(0), noise, lowest=0.8)
+    assert 0.8 <= float(sigma.min()) < 0.82 and 0.97 < float(sigma.max()) < 1
+    assert torch.equal(
+        flow.draw(9, torch.Generator().manual_seed(1), noise, lowest=0.0),
+        flow.draw(9, torch.Generator().manual_seed(1), noise),
+    )
+
+
 @pytest.mark.parametrize(
     "call", [lambda f: f.draw(1, torch.Generator(), "x"), lambda f: f.weight(torch.ones(1), "x")]
 )

@@ -91,3 +91,25 @@ def test_what_cannot_be_generated_is_refused(tiny_family, motion, tmp_path):
     alone.write_bytes(motion.read_bytes())
     with pytest.raises(UserError, match="look of the reference"):
         generate(tiny_family, ["a"], motion=load_motion_file(alone), spatial_scale=0.5)
+
+
+def test_below_the_lowest_noise_level_the_motion_no_longer_acts(tiny_family, motion):
+    """0 is always, above 1 is never; between them the first steps alone have it."""
+    found = load_motion_file(motion)
+    settings = {"motion": found, "steps": 4}
+    [base] = generate(tiny_family, ["a"], motion=None, steps=4)
+    [always] = generate(tiny_family, ["a"], **settings)
+    [early] = generate(tiny_family, ["a"], lowest_noise=0.7, **settings)
+    [never] = generate(tiny_family, ["a"], lowest_noise=2.0, **settings)
+    assert difference(never, base) <= LEVELS
+    assert not torch.equal(early, never) and not torch.equal(early, always)
+    assert torch.equal(generate(tiny_family, ["a"], lowest_noise=0.0, **settings)[0], always)
+
+
+def test_the_motion_file_says_from_which_noise_level_it_acts(tiny_family, motion):
+    found = load_motion_file(motion)
+    found.metadata["lowest_noise"] = 0.7
+    [own] = generate(tiny_family, ["a"], motion=found, steps=4)
+    [asked] = generate(tiny_family, ["a"], motion=found, steps=4, lowest_noise=0.7)
+    [always] = generate(tiny_family, ["a"], motion=found, steps=4, lowest_noise=0.0)
+    assert torch.equal(own, asked) and not torch.equal(own, always)

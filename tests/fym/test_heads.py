@@ -63,6 +63,28 @@ def test_rules():
         judge(rho, "best", 1.0, 0)
 
 
+def test_groupings_are_controls_of_the_rule(head_map, tmp_path):
+    """random: as many of each kind in every layer, drawn by the seed; all: every head in both stages."""
+    shuffled = [
+        dataclasses.replace(head_map, grouping="random", grouping_seed=seed).kind.tolist()
+        for seed in range(9)
+    ]
+    assert all(sorted(layer) == [0, 0, 1] for kind in shuffled for layer in kind)
+    assert any(kind != head_map.kind.tolist() for kind in shuffled)
+    assert shuffled[2] == dataclasses.replace(head_map, grouping="random", grouping_seed=2).kind.tolist()
+    every = dataclasses.replace(head_map, grouping="all")
+    assert every.temporal_heads(0).tolist() == every.spatial_heads(1).tolist() == [0, 1, 2]
+    every.save(tmp_path / "heads.json")
+    assert HeadMap.load(tmp_path / "heads.json").grouping == "all"
+
+
+def test_the_grouping_of_the_configuration_reaches_the_map_and_leaves_flips_alone():
+    args = (PlantedFamily(), torch.zeros(16, 4, 2, 3), torch.zeros(1))
+    found = classify(*args, HeadsConfig(grouping="random"), seed=5)
+    assert (found.grouping, found.grouping_seed) == ("random", 5)
+    assert not found.flips.any()
+
+
 def test_flips_count_the_passes_that_disagree(tiny_family, moving_square):
     """On random weights all heads lie near the threshold, so some passes disagree with the average."""
     latents = tiny_family.encode_video(moving_square)
