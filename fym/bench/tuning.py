@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,26 +58,34 @@ def steps(with_compile: bool) -> Iterator[tuple[dict[str, Call], int]]:
 
     stock: Any = copy.deepcopy(family.transformer)
     trained = naive.add_adapters(stock, RANK)
-    spatial, temporal = ours.stage_three_adapters(family.num_layers, family.num_heads, family.head_dim, RANK)
 
     def naive_loss(model: Any) -> Loss:
         return lambda *arguments: naive.tuning_loss(stock, *arguments, model=model)
 
-    def our_loss(*arguments: Any) -> Tensor:
-        return ours.tuning_loss(family, *arguments)
+    with ExitStack() as inside:
 
-    adapters = [(spatial, 1.0), (temporal, 1.0)]
-    with family.attention(adapters=adapters, time_positions=positions):
+        def our_step(family: Family) -> Call:
+            adapters = ours.stage_three_adapters(family.num_layers, family.num_heads, family.head_dim, RANK)
+            inside.enter_context(
+                family.attention(adapters=[(made, 1.0) for made in adapters], time_positions=positions)
+            )
+            return training_step(
+                family, partial(ours.tuning_loss, family), list(adapters[1].parameters()), picked, text
+            )
+
         calls = {
-            "ours": training_step(family, our_loss, list(temporal.parameters()), picked, text),
+            "ours": our_step(family),
             "naive": training_step(family, naive_loss(stock), trained, picked, text),
             "naive, all frames": training_step(family, naive_loss(stock), trained, full, text),
         }
         if with_compile:
             model = torch.compile(stock, dynamic=False)
             step = training_step(family, naive_loss(model), trained, picked, text)
-            if runs(step):
-                calls["compile"] = step
+            compiled = load_family("embedded")
+            compiled.transformer.compile(dynamic=False)
+            our_compiled = our_step(compiled)
+            if runs(step) and runs(our_compiled):
+                calls |= {"compile": step, "ours, compiled": our_compiled}
         yield calls, family.tokens(SPARSE, family.default_height, family.default_width)
 
 
