@@ -7,6 +7,7 @@ from fym.motionbench.metrics import (
     camera_error,
     direction,
     fidelity_legacy,
+    fidelity_local,
     fidelity_two_way,
     object_residual,
     speed,
@@ -21,6 +22,7 @@ METRICS: dict[str, Metric] = {
     for metric in (
         fidelity_legacy.METRIC,
         fidelity_two_way.METRIC,
+        fidelity_local.METRIC,
         direction.METRIC,
         speed.METRIC,
         trajectory.FRECHET,

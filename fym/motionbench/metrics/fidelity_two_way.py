@@ -3,7 +3,7 @@
 Source: the paper form of motion fidelity (Yatim et al., "Space-Time Diffusion Features for Zero-Shot
 Text-Driven Motion Transfer", 2024), which matches in both directions, with what its published code lacks:
 still points and lost points have a meaning, and nothing is subtracted. Unit: cosine. Range: -1 to 1, higher
-is better. It matches without regard to place, so it cannot see a reversed zoom: read it beside `direction`.
+is better. It matches without regard to place, so it cannot see a reversed zoom: read it beside `motion_fidelity/local`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from fym.motionbench.metrics.base import Metric, distance, on_tracks
-from fym.tracks import Floats, Tracks
+from fym.tracks import Bools, Floats, Tracks
 
 
 def two_way(reference: Tracks, other: Tracks) -> float:
@@ -23,16 +23,16 @@ def two_way(reference: Tracks, other: Tracks) -> float:
     clip's score is the mean over its moving tracks, each weighted by the way it goes, 0 if none moves. The
     value is the mean of both clips' scores. Both clips must have the same number of frames.
     """
-    ours, our_way = _directions(reference)
-    theirs, their_way = _directions(other)
+    ours, our_way = directions(reference)
+    theirs, their_way = directions(other)
     if not our_way.any():
         return float("nan")
     steps = min(ours.shape[1], theirs.shape[1])
     ours, theirs = ours[:, :steps], theirs[:, :steps]
-    return (_matched(ours, our_way, theirs) + _matched(theirs, their_way, ours)) / 2
+    return (matched(ours, our_way, theirs) + matched(theirs, their_way, ours)) / 2
 
 
-def _directions(tracks: Tracks) -> tuple[Floats, Floats]:
+def directions(tracks: Tracks) -> tuple[Floats, Floats]:
     """Unit velocities (N, steps, 2), zero where still or lost, and the way each track goes (N,) in pixels."""
     step, seen = tracks.displacements()
     length = np.linalg.norm(step, axis=-1)
@@ -41,14 +41,16 @@ def _directions(tracks: Tracks) -> tuple[Floats, Floats]:
     return unit, np.where(moves, length, 0).sum(axis=1)
 
 
-def _matched(ours: Floats, way: Floats, theirs: Floats) -> float:
-    """Mean over our moving tracks of the similarity to their best match."""
+def matched(ours: Floats, way: Floats, theirs: Floats, allowed: Bools | None = None) -> float:
+    """Mean over our moving tracks of the similarity to their best match, of those allowed (N, M)."""
     rows = way > 0
     if not rows.any():
         return 0.0
     mine = ours[rows]
     steps = np.abs(mine).max(axis=-1).astype(bool).sum(axis=1)
     similarity = mine.reshape(len(mine), -1) @ theirs.reshape(len(theirs), -1).T / steps[:, None]
+    if allowed is not None:
+        similarity = np.where(allowed[rows], similarity, -np.inf)
     return float(np.average(similarity.max(axis=1), weights=way[rows]))
 
 
