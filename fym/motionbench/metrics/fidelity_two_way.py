@@ -3,7 +3,8 @@
 Source: the paper form of motion fidelity (Yatim et al., "Space-Time Diffusion Features for Zero-Shot
 Text-Driven Motion Transfer", 2024), which matches in both directions, with what its published code lacks:
 still points and lost points have a meaning, and nothing is subtracted. Unit: cosine. Range: -1 to 1, higher
-is better. It matches without regard to place, so it cannot see a reversed zoom: read it beside `motion_fidelity/local`.
+is better. It matches without regard to place, so it cannot see a reversed zoom: read it beside
+`motion_fidelity/local`.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ OURS = (
     "camera_error",
     "object_residual",
     "motion_fidelity/two_way",
+    "motion_fidelity/local",
 )
 
 

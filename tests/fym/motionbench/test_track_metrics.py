@@ -9,7 +9,9 @@ import pytest
 import torch
 from known_motion import halves, pan, tracks, zoom
 
+from fym.embedded.scenes import SHAPES, Ground, Scene, Thing, render
 from fym.motionbench.metrics import METRICS
+from fym.motionbench.metrics.fidelity_local import local
 from fym.motionbench.metrics.fidelity_two_way import two_way
 from fym.motionbench.metrics.trajectory import dtw, frechet
 from fym.motionbench.pair import Pair
@@ -24,6 +26,7 @@ def test_a_clip_against_itself_is_perfect(motion):
     """Every score of tracks takes its best value, to rounding."""
     clip = tracks(MOTIONS[motion], starts=(0, 4, 8))
     assert two_way(clip, clip) == pytest.approx(1, abs=1e-6)
+    assert local(clip, clip) == pytest.approx(1, abs=1e-6)
     assert direction(clip, clip) == pytest.approx(1, abs=1e-6)
     assert speed_ratio(clip, clip) == 1
     assert frechet(clip, clip) == dtw(clip, clip) == 0
@@ -31,7 +34,13 @@ def test_a_clip_against_itself_is_perfect(motion):
 
 @pytest.mark.parametrize(
     ("score", "reversed_", "frozen", "fast"),
-    [(two_way, -1, 0, 1), (direction, -1, 0, 1), (speed_ratio, 1, 0, 5), (frechet, 2, 1, 4)],
+    [
+        (two_way, -1, 0, 1),
+        (local, -1, 0, 1),
+        (direction, -1, 0, 1),
+        (speed_ratio, 1, 0, 5),
+        (frechet, 2, 1, 4),
+    ],
 )
 def test_known_values_of_a_pan(score, reversed_, frozen, fast):
     """A pan against its reverse, against no motion, and against five times its speed."""
@@ -57,6 +66,7 @@ def test_place_matters_to_direction_and_paths_but_not_to_best_match():
     """A reversed zoom has every motion of the zoom somewhere: only the scores of same start points see it."""
     grow, shrink = tracks(zoom(0.03)), tracks(zoom(-0.03))
     assert two_way(grow, shrink) == pytest.approx(1, abs=1e-6)
+    assert local(grow, shrink) == pytest.approx(-1, abs=1e-6)  # at this spacing nothing else is near
     assert direction(grow, shrink) == pytest.approx(-1, abs=1e-6)
     assert frechet(grow, shrink) == pytest.approx(2, rel=1e-5)
 
@@ -70,7 +80,7 @@ def test_a_one_sided_match_is_seen_from_the_other_side():
     assert frechet(both, one) == pytest.approx(1, rel=1e-5)  # half of the paths right, half at 2
 
 
-@pytest.mark.parametrize("score", [two_way, direction, speed_ratio, frechet, dtw])
+@pytest.mark.parametrize("score", [two_way, local, direction, speed_ratio, frechet, dtw])
 def test_without_motion_in_the_reference_there_is_no_score(score):
     """nan, whatever the other clip does."""
     assert np.isnan(score(STILL, STILL))
@@ -103,11 +113,36 @@ def test_jitter_below_the_dead_zone_is_no_motion():
     assert frechet(RIGHT, jitter) == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.parametrize("score", [direction, frechet, dtw])
+@pytest.mark.parametrize("score", [local, direction, frechet, dtw])
 def test_different_grids_cannot_be_compared(score):
     """Tracks without the same start points raise ValueError."""
     with pytest.raises(ValueError, match="different grids"):
         score(RIGHT, tracks(pan(1), grid=5))
+
+
+def test_a_match_must_be_near():
+    """Neighbours within a tenth of the diagonal may stand in for each other, others may not."""
+    fine = {"grid": 20}  # 5 pixels apart; a tenth of the diagonal is 14 pixels
+    left, shifted, far = (tracks(halves((2, 0), (0, 0), middle), **fine) for middle in (45, 55, 90))
+    assert local(left, shifted) == pytest.approx(1, abs=1e-6)
+    assert local(left, far) < 0.85 < two_way(left, far)
+
+
+def test_another_outline_is_forgiven_by_local_matches():
+    """The same motion by every other shape: direction may fall far, local fidelity does not."""
+    a = np.linspace(0.5, 5, 17)
+    path = 24 + 12 * np.stack([np.cos(a), np.sin(a)], 1)
+
+    def film(shape: str, colour: str, ground: str) -> torch.Tensor:
+        thing = Thing(shape, colour, path, np.full(1, 8.0))
+        return render(Scene((thing,), Ground(ground), frames=17), size=144)
+
+    reference = film("cross", "red", "grey")
+    pairs = [Pair(reference, film(shape, "yellow", "blue")) for shape in SHAPES]
+    metrics = METRICS["motion_fidelity/local"], METRICS["direction"]
+    near, same = ([metric.measure(pair).value for pair in pairs] for metric in metrics)
+    assert min(near) > 1 - metrics[0].tolerance
+    assert min(same) < 1 - metrics[1].tolerance and same[SHAPES.index("cross")] > 0.9
 
 
 def moving_square(step: float, frames: int = 13, size: int = 96) -> torch.Tensor:
