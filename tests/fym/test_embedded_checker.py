@@ -95,6 +95,16 @@ def test_backgrounds_are_named_as_captions_name_them(ground: Ground) -> None:
         assert reading.colour == "white"
 
 
+def test_a_background_that_is_not_quite_even_is_no_pattern() -> None:
+    """As a model paints it: slow unevenness of about three levels of 255."""
+    coarse = torch.randn(9, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    uneven = 4 * torch.nn.functional.interpolate(coarse[:1], size=(48, 48), mode="bicubic").movedim(1, -1)
+    for background in ("blue", "cyan", "brown", "green"):
+        frames = render(scene(thing(colour="red"), ground=Ground(background)))
+        painted = (frames + uneven).round().clamp(0, 255).to(torch.uint8)
+        assert read_clip(painted).background == background
+
+
 def test_a_gradient_may_be_read_from_either_end_but_is_not_another_gradient() -> None:
     assert same_ground("red and blue gradient", "blue and red gradient")
     assert not same_ground("red and blue gradient", "blue and pink gradient")

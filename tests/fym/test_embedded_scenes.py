@@ -131,6 +131,20 @@ def test_excluded_motions_are_never_sampled() -> None:
                 assert thing.motion in CHANGES
 
 
+def test_unseen_motions_stay_in_sight_and_choices_are_apart_from_the_test() -> None:
+    everything = {*scenes.UNSEEN_MOTIONS, *scenes.UNSEEN_CAMERA_MOVES}
+    assert len(scenes.TEST) >= 12 and not set(scenes.TEST) & set(scenes.DEVELOPMENT)
+    assert {*scenes.TEST, *scenes.DEVELOPMENT} == everything
+    assert not set(scenes.UNSEEN_CAMERA_MOVES) & set(CAMERA_MOVES)
+    for motion in everything:
+        scene = scenes.unseen_scene(motion)
+        assert motion not in scene.prompt
+        assert scene.camera.moves == (motion in scenes.UNSEEN_CAMERA_MOVES) == (not scene.things)
+        if scene.things:
+            assert scene.track.min() > 8 and scene.track.max() < 40
+            assert np.linalg.norm(np.diff(scene.track, axis=0), axis=1).sum() > 25
+
+
 def test_the_kinds_come_in_their_shares_and_half_are_plain() -> None:
     assert sum(KINDS.values()) == pytest.approx(1.0)
     assert KINDS["plain"] >= 0.5

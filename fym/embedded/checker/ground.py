@@ -15,13 +15,14 @@ SPAN = 60.0  # difference of the two ends of a gradient, in some channel; a shad
 EXAMPLES = 16  # rendered backgrounds of each kind and colour that a structured one is compared with
 SMOOTH = "smooth"  # an example of plain, shaded and gradient backgrounds
 DOUBT = 1.3  # a background this much further from the smooth examples than from others is still smooth
+UNEVEN = 5.0  # of 255: slow unevenness with which a model paints smooth backgrounds
 LOOKS = ("striped", "checked", "rough")
 
 
 def name_ground(video: np.ndarray, parts: Segmentation) -> str:
     """`blue`, `red and blue gradient`, `checked green`, `forest`, ..."""
     if parts.patterned:
-        name = _nearest_example(video, parts.mask)
+        name = _nearest_example(video, parts)
         if name != SMOOTH:
             return name
     border = border_mask(*video.shape[1:3])
@@ -59,13 +60,19 @@ def same_ground(read: str, named: str) -> bool:
 
 
 # --------------------------------------------------------------------------- structured backgrounds
-def _nearest_example(video: np.ndarray, mask: np.ndarray) -> str:
-    """The name whose rendered examples are most like the clip: linear discriminants of colour and texture."""
+def _nearest_example(video: np.ndarray, parts: Segmentation) -> str:
+    """The name whose rendered examples are nearest to the clip, along linear discriminants.
+
+    What departs little from a smooth background may be a pale photo, but no pattern of a colour: those are
+    strong, and what a model paints is never quite even.
+    """
     picked = np.linspace(0, len(video) - 1, 5).round().astype(int)
-    features = np.mean([_features(video[i], mask[i]) for i in picked], axis=0)
-    names, centres, whiten = _examples()
-    distance = np.square(centres - features @ whiten).sum(-1)
-    smooth = [name.startswith(SMOOTH) for name in names]
+    features = np.mean([_features(video[i], parts.mask[i]) for i in picked], axis=0)
+    names, examples, whiten = _examples()
+    distance = np.square(examples - features @ whiten).sum(-1).min(1)
+    smooth = np.array([name.startswith(SMOOTH) for name in names])
+    if not parts.structured:
+        distance[[name.partition(" ")[0] in LOOKS for name in names]] = np.inf
     if distance[smooth].min() < DOUBT * distance.min():
         return SMOOTH
     return names[int(distance.argmin())]
@@ -100,23 +107,24 @@ def _features(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _examples() -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names, whitened means of their features (N, K), the whitening (K, K): Fisher's discriminants."""
+    """Names, whitened features of their examples (N, EXAMPLES, K), and the whitening (K, K)."""
     rng = np.random.default_rng(12)
     kinds = [(look, colour, 0) for look in (*LOOKS, SMOOTH) for colour in BACKGROUNDS]
     kinds += [("photo", name, patch) for name, count in PHOTOS.items() for patch in range(count)]
     names = [colour if look == "photo" else f"{look} {colour}" for look, colour, _ in kinds]
     rows = [[_example(*kind, rng) for _ in range(EXAMPLES)] for kind in kinds]
     table = np.array(rows)
-    centres = table.mean(1)
     within = np.mean([np.cov(group.T) for group in table], axis=0)
     values, vectors = np.linalg.eigh(within + 1e-3 * np.trace(within) / len(within) * np.eye(len(within)))
     whiten = vectors / np.sqrt(values)
-    return names, centres @ whiten, whiten
+    return names, table @ whiten, whiten
 
 
 def _example(kind: str, colour: str, patch: int, rng: np.random.Generator) -> np.ndarray:
-    second = ""
+    second, uneven = "", np.zeros((SIZE, SIZE, 1))
     if kind == SMOOTH:
+        coarse = rng.normal(0, rng.uniform(0, UNEVEN), (8, 8))
+        uneven = cv2.resize(coarse, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)[..., None]
         kind = str(rng.choice(["plain", "shaded", "gradient"]))
         second = str(rng.choice(list(BACKGROUNDS))) if kind == "gradient" else ""
     seed = 2 * patch + int(rng.integers(2)) if kind == "photo" else int(rng.integers(10_000))
@@ -124,6 +132,6 @@ def _example(kind: str, colour: str, patch: int, rng: np.random.Generator) -> np
     ground = Ground(colour, kind, second, tint, angle, seed)
     camera = Camera(24 + rng.uniform(-14, 14, (1, 2)), rng.uniform(0.7, 1.5, 1), rng.uniform(-0.5, 0.5, 1))
     frame = render(Scene((), ground, camera=camera, frames=1))[0].numpy().astype(np.float32)
-    noisy = frame + rng.normal(0, rng.uniform(0, 8), frame.shape)
+    noisy = frame + uneven + rng.normal(0, rng.uniform(0, 8), frame.shape)
     seen = np.clip(cv2.GaussianBlur(noisy, (0, 0), rng.uniform(0.3, 1.5)), 0, 255)
     return _features(seen.astype(np.float32), np.zeros(frame.shape[:2], bool))

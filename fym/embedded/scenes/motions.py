@@ -1,4 +1,4 @@
-"""Paths through the frame: the ones the embedded model is trained on, and the ones it never sees.
+"""Paths through the frame that the embedded model is trained on.
 
 Lengths are pixels of a 48 pixel frame; positions are (x, y), y down.
 """
@@ -79,51 +79,4 @@ MOTIONS: dict[str, tuple[str, Path]] = {
     "counterclockwise": ("circling counterclockwise", _circle(-1)),
     "still": ("standing still", _still),
     "wander": ("wandering", _wander),
-}
-
-
-def _figure_eight(t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    a = 2 * math.pi * (t + rng.uniform())
-    return 24 + np.stack([14 * np.sin(a), 10 * np.sin(2 * a)], 1)
-
-
-def _spiral(t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    a = 2 * math.pi * (1.75 * t + rng.uniform())
-    radius = 3 + 11 * t
-    return 24 + radius[:, None] * np.stack([np.cos(a), np.sin(a)], 1)
-
-
-def _bounce(t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    u = (t * 3) % 1.0
-    height = 22 * (1 - 0.25 * np.floor(np.minimum(t * 3, 2.999))) * 4 * u * (1 - u)
-    return np.stack([10 + 28 * t, 38 - height], 1)
-
-
-def _pendulum(t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    a = math.radians(50) * np.cos(2 * math.pi * 1.5 * t)
-    return np.stack([24 + 26 * np.sin(a), 10 + 26 * np.cos(a)], 1)
-
-
-def _zig_zag(t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return np.stack([9 + 30 * t, 24 + 20 * (np.abs((t * 2.5) % 1.0 * 2 - 1) - 0.5)], 1)
-
-
-def _orbit(t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    a = 2 * math.pi * (1.25 * t + rng.uniform())
-    return 24 + np.stack([14 * np.cos(a), 5 * np.sin(a)], 1)
-
-
-def _roll(t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return np.stack([10 + 28 * t**2, 16 + 20 * t**2], 1)
-
-
-# Never in the training data: these are what tuning must teach.
-UNSEEN_MOTIONS: dict[str, Path] = {
-    "figure eight": _figure_eight,
-    "spiral": _spiral,
-    "bounce": _bounce,
-    "pendulum": _pendulum,
-    "zig-zag": _zig_zag,
-    "orbit": _orbit,
-    "roll": _roll,
 }

@@ -10,9 +10,9 @@ import numpy as np
 from fym.embedded.scenes import figure
 from fym.embedded.scenes.backgrounds import PHOTOS, Ground, visible_on
 from fym.embedded.scenes.camera import CAMERA_MOVES, SIZE
-from fym.embedded.scenes.captions import caption, describe, noun
+from fym.embedded.scenes.captions import describe, noun
 from fym.embedded.scenes.colours import BACKGROUNDS, COLOURS, TEXTURES, distinct
-from fym.embedded.scenes.motions import FRAMES, MOTIONS, UNSEEN_MOTIONS, fit
+from fym.embedded.scenes.motions import FRAMES, MOTIONS, fit
 from fym.embedded.scenes.scene import Scene, Thing
 from fym.embedded.scenes.shapes import SHAPES
 
@@ -189,27 +189,3 @@ def _camera_scene(rng: np.random.Generator, ground: Ground, frames: int, plain_w
                 break
     text = describe(objects, ground.name, move, rng, plain=plain_words)
     return Scene(things, ground, text, camera, frames)
-
-
-def unseen_scene(
-    motion: str,
-    seed: int = 0,
-    *,
-    shape: str = "circle",
-    colour: str = "red",
-    background: str = "grey",
-    frames: int = FRAMES,
-) -> Scene:
-    """A scene with one of UNSEEN_MOTIONS; its caption names no motion."""
-    rng = np.random.default_rng(seed)
-    t = np.linspace(0.0, 1.0, frames)
-    angle = 4 * math.pi * t**2 if motion == "roll" else np.zeros(1)
-    thing = Thing(
-        shape=shape,
-        colour=colour,
-        path=fit(UNSEEN_MOTIONS[motion](t, rng), 9.0),
-        radius=np.full(1, 7.0),
-        angle=np.asarray(angle),
-        motion=motion,
-    )
-    return Scene((thing,), Ground(background), caption(shape, colour, background), frames=frames)
