@@ -229,8 +229,8 @@ def _stages(rank: int, steps: tuple[int, int], rate: float, decay: tuple[float, 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": _stages(128, (3000, 2000), 1e-4, (0.01, 0.01)),
     "fast": _stages(16, (500, 500), 1e-4, (0.1, 0.5)),
-    # Found by measurement on the embedded model, see docs/embedded-model.md.
-    "tiny": _stages(32, (400, 700), 5e-3, (0.0, 0.0))
+    # Found by measurement on the embedded model, see docs/method-choices.md.
+    "tiny": _stages(32, (100, 350), 5e-3, (0.0, 0.0))
     | {
         "spatial.learning_rate": 3e-3,
         "heads.rule": "cosine",
@@ -238,6 +238,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "temporal.sparse_frames": 13,
         "temporal.picking": "groups",
         "temporal.latents": "select",
+        "temporal.lowest_noise": 0.8,
         "tune.weighting": "none",
         "tune.decay": 0.4,
     },
