@@ -179,6 +179,13 @@ def interval(differences: list[np.ndarray], *, seed: int = 0) -> tuple[float, fl
     return float(low), float(high)
 
 
+def groups(motions: list[str]) -> dict[str, list[str]]:
+    """Motions of objects and of the camera apart; a group without motions is left out."""
+    split = {"objects": [m for m in motions if unseen_scene(m).things]}
+    split["camera"] = [m for m in motions if m not in split["objects"]]
+    return {name: group for name, group in split.items() if group}
+
+
 def summary(work: Work, variants: list[str], motions: list[str]) -> dict[str, Any]:
     """Of each variant: means over motions, intervals of the difference to `full`, per motion cosines."""
     out: dict[str, Any] = {}
@@ -293,19 +300,22 @@ def main() -> None:
         for motion in motions:
             for variant in args.variants:
                 work.run(variant, motion)
-    record = {
+    record: dict[str, Any] = {
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, one thread",
         "set": args.set,
         "model": work.family.model_hash,
         "settings": args.config,
-        "variants": summary(work, args.variants, motions),
-        "ceilings": ceilings(motions),
+        "groups": {
+            name: {"variants": summary(work, args.variants, group), "ceilings": ceilings(group)}
+            for name, group in groups(motions).items()
+        },
     }
     results = args.results or (Path("benchmarks/results/ablation.json") if args.set == "test" else None)
     if results:
         write_file(results, json.dumps(record, indent=1) + "\n")
-    print(table(record))
+    for name, group in record["groups"].items():
+        print(f"{name}\n\n{table(group)}\n")
 
 
 if __name__ == "__main__":

@@ -69,6 +69,14 @@ def test_intervals_pair_clips_and_cover_motions() -> None:
     assert width["clips"] < 0.06 < width["motions"] < 0.2
 
 
+def test_objects_and_cameras_are_summed_up_apart() -> None:
+    assert ablation.groups(["wave", "camera turn", "two leaps"]) == {
+        "objects": ["wave", "two leaps"],
+        "camera": ["camera turn"],
+    }
+    assert len(ablation.groups(list(TEST))["objects"]) >= 12
+
+
 def test_variants_are_names_or_settings() -> None:
     assert ablation.variant_of("full") == ({}, [])
     assert ablation.variant_of("temporal.rank=16,spatial.steps=0")[1] == [

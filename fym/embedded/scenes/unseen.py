@@ -66,6 +66,18 @@ def _throw(t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.stack([10 + 28 * t, 38 - 28 * 4 * t * (1 - t)], 1)
 
 
+def _hook(t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Straight to the right, then three quarters of a turn."""
+    straight = np.minimum(t / 0.4, 1.0)
+    a = 1.5 * math.pi * np.clip((t - 0.4) / 0.6, 0, 1) - math.pi / 2
+    return np.stack([10 + 16 * straight + 10 * np.cos(a), 26 + 10 * np.sin(a)], 1)
+
+
+def _two_leaps(t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    u = (2 * t) % 1.0
+    return np.stack([24 + 4 * (t - 0.5), 38 - 26 * 4 * u * (1 - u)], 1)
+
+
 def _wave(t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.stack([38 - 28 * t, 24 + 12 * np.sin(2 * math.pi * 2 * t)], 1)
 
@@ -81,6 +93,10 @@ UNSEEN_MOTIONS: dict[str, Path] = {
     "square lap": _through((12, 12), (36, 12), (36, 36), (12, 36), (12, 12)),
     "stairs": _through((10, 38), (19, 38), (19, 28), (28, 28), (28, 18), (38, 18), (38, 10)),
     "there and back": _through((11, 14), (37, 32), (11, 14)),
+    "triangle lap": _through((12, 36), (24, 12), (36, 36), (12, 36)),
+    "up and over": _through((12, 36), (12, 12), (36, 12), (36, 36)),
+    "hook": _hook,
+    "two leaps": _two_leaps,
     "throw": _throw,
     "wave": _wave,
 }
