@@ -8,6 +8,7 @@ import numpy as np
 from fym.embedded.scenes import SIZE, Camera
 
 STRIDE = 4  # frames between which a move is measured
+FURTHEST = 12.0  # pixels in a step; what moves further is a failed fit
 POINTS = np.array([[x, y] for x in (8.0, 40.0) for y in (8.0, 40.0)])  # of a 48 x 48 frame
 
 
@@ -68,5 +69,7 @@ def _moved(first: np.ndarray, second: np.ndarray, free: np.ndarray, points: np.n
         except cv2.error:  # nothing in common
             continue
         if score > 0.6:
-            return points @ matrix[:, :2].T + matrix[:, 2] - points
+            moved = points @ matrix[:, :2].T + matrix[:, 2] - points
+            if np.abs(moved).max() < FURTHEST * first.shape[1] / SIZE:
+                return moved
     return np.zeros_like(points)
