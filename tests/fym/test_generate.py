@@ -59,6 +59,23 @@ def test_the_motion_file_gives_the_same_frames_in_plain_diffusers(tiny_family, t
     assert difference(ours, plain(tiny_wan(), "a red ball", 3)) > 10 * LEVELS
 
 
+def test_so_does_a_motion_that_acts_at_high_noise_only(tiny_family, tiny_wan, motion):
+    """The README's callback, which switches the file off in the steps below the level it was tuned from."""
+
+    def early(pipe, step, timestep, tensors):
+        left = pipe.scheduler.timesteps[step + 1 :]
+        if len(left) and left[0] < 800:
+            pipe.disable_lora()
+        return tensors
+
+    found = load_motion_file(motion)
+    [ours] = generate(tiny_family, ["a red ball"], motion=found, lowest_noise=0.8, steps=4)
+    options = {"num_inference_steps": 4, "callback_on_step_end": early}
+    assert difference(ours, plain(tiny_wan(), "a red ball", 0, motion, **options)) <= LEVELS
+    [whole] = generate(tiny_family, ["a red ball"], motion=found, steps=4)
+    assert difference(ours, whole) > 10 * LEVELS
+
+
 def test_so_does_the_spatial_file_and_a_strength_below_one(tiny_family, tiny_wan, motion):
     found = load_motion_file(motion)
     [ours] = generate(tiny_family, ["a"], motion=found, temporal_scale=0.5)
