@@ -4,6 +4,7 @@ benchmarks/backends.py is the long form of this, with the scores of the motion.
 """
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -22,7 +23,8 @@ ULP = torch.finfo(torch.float32).eps
 
 @pytest.fixture
 def losses(tmp_path, monkeypatch):
-    """losses(backend): of each step of a whole tuning run; nudge=True: every weight is one rounding off."""
+    """losses(backend): of each step of a whole tuning run; nudge=n: every weight is one rounding off, up or
+    down as random numbers of seed n say."""
     scene = unseen_scene("spiral")
     write_clip(tmp_path / "clip.mp4", render(scene), FPS)
     settings = {
@@ -35,16 +37,16 @@ def losses(tmp_path, monkeypatch):
     }
     load_family = tune.load_family
 
-    def load_nudged(*arguments, **options):
+    def load_nudged(nudge, *arguments, **options):
         family = load_family(*arguments, **options)
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(nudge)
         with torch.no_grad():
             for weight in family.transformer.parameters():
                 weight *= 1 + ULP * (2 * torch.randint(2, weight.shape, generator=generator) - 1)
         return family
 
-    def run(backend, *, nudge=False):
-        monkeypatch.setattr(tune, "load_family", load_nudged if nudge else load_family)
+    def run(backend, *, nudge=0):
+        monkeypatch.setattr(tune, "load_family", partial(load_nudged, nudge) if nudge else load_family)
         folder = tmp_path / f"{backend}-{nudge}"
         with fym_kernels.use_backend(backend):
             tune.train(load_config(None, settings), folder, console=QuietConsole())
@@ -56,10 +58,11 @@ def losses(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not extension.CPU_LOADED, reason="the C++ extension is not built")
 def test_the_cpu_kernels_learn_as_the_reference_does_up_to_rounding(losses, monkeypatch):
-    """The ruler is the reference itself with weights that are one rounding off: no farther apart than twice
-    what that changes, over the steps of both stages and the choice of heads before them."""
+    """The ruler is the reference itself with weights that are one rounding off: over the steps of both stages,
+    after the choice of heads, the curves are no farther apart than four times the most that this changes.
+    Four, because a step rounds more than its weights; measured: 1.1 times."""
     monkeypatch.setattr("fym.report.write_report", lambda run_dir: run_dir / "report.html")
     reference = losses("reference")
     assert len(reference) == 2 * STEPS
-    allowed = 2 * ((losses("reference", nudge=True) - reference) / reference).abs().max()
-    assert 0 < ((losses("cpu") - reference) / reference).abs().max() <= allowed
+    allowed = 4 * max((losses("reference", nudge=n) - reference).norm() for n in (1, 2))
+    assert 0 < (losses("cpu") - reference).norm() <= allowed

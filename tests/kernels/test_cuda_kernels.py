@@ -174,8 +174,11 @@ def test_still_clips_have_no_direction() -> None:
     pred, target = torch.ones(1, 2, 3, 2, 4, requires_grad=True), torch.randn(1, 2, 3, 2, 4)
     loss = run("motion_loss", pred, target)
     torch.testing.assert_close(loss, reference.motion_loss(pred, target))
-    grads = (torch.autograd.grad(value, pred)[0] for value in (loss, reference.motion_loss(pred, target)))
-    torch.testing.assert_close(*grads, rtol=1e-5, atol=0)  # numbers around 1e5: a clamped norm is 1e-8
+    got, wanted = (
+        torch.autograd.grad(value, pred)[0] for value in (loss, reference.motion_loss(pred, target))
+    )
+    # numbers around 1e5, since a clamped norm is 1e-8; those of the middle frame are differences of such
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6 * float(wanted.abs().max()))
 
 
 FAR = 1 << 31  # elements between rows; the pages in between are never touched
