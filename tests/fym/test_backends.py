@@ -58,8 +58,8 @@ def losses(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not extension.CPU_LOADED, reason="the C++ extension is not built")
 def test_the_cpu_kernels_learn_as_the_reference_does_up_to_rounding(losses, monkeypatch):
-    """The ruler is the reference itself with weights that are one rounding off: over the steps of both stages,
-    after the choice of heads, the curves are no farther apart than four times the most that this changes.
+    """The ruler is the reference itself with weights one rounding off: over the steps of both stages, after
+    the choice of heads, the curves are no farther apart than four times the most that this changes.
     Four, because a step rounds more than its weights; measured: 1.1 times."""
     monkeypatch.setattr("fym.report.write_report", lambda run_dir: run_dir / "report.html")
     reference = losses("reference")
