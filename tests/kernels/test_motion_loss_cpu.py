@@ -54,7 +54,9 @@ def test_two_dtypes_are_read_as_they_are(dtypes) -> None:
     wanted = torch.autograd.grad(motion_loss(*exact), exact)
     for g, w, dtype in zip(got, wanted, dtypes, strict=True):
         assert g.dtype == dtype
-        assert (g.double() - w).abs().max() <= 1.01 * torch.finfo(dtype).eps * w.abs().max()
+        # one rounding to the dtype of the result, a few of float32 on the way
+        eps = torch.finfo(dtype).eps + 4 * torch.finfo(torch.float32).eps
+        assert (g.double() - w).norm() <= eps * w.norm()
 
 
 @settings(max_examples=25, deadline=None)
