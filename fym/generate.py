@@ -78,7 +78,7 @@ def _window(
     if not adapters or lowest_noise <= 0:
         yield
         return
-    whole, rest = AdapterStack(adapters), AdapterStack(adapters[1:])
+    whole, rest = control.stack, AdapterStack(adapters[1:])
     lowest = lowest_noise * family.schedule.num_timesteps
 
     def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from fym.motionbench.metrics.base import Metric, distance, on_tracks
-from fym.motionbench.metrics.fidelity_two_way import directions, matched
+from fym.motionbench.metrics.fidelity_two_way import two_way
 from fym.tracks import Bools, Tracks
 
 NEAR = 0.1  # of the diagonal: half the width of an object of the usual size
@@ -21,14 +21,7 @@ def local(reference: Tracks, other: Tracks) -> float:
     """
     if reference.starts.shape != other.starts.shape:
         raise ValueError(f"different grids: {len(reference.starts)} and {len(other.starts)} tracks")
-    ours, our_way = directions(reference)
-    theirs, their_way = directions(other)
-    if not our_way.any():
-        return float("nan")
-    steps = min(ours.shape[1], theirs.shape[1])
-    ours, theirs = ours[:, :steps], theirs[:, :steps]
-    near = _near(reference)
-    return (matched(ours, our_way, theirs, near) + matched(theirs, their_way, ours, near)) / 2
+    return two_way(reference, other, _near(reference))
 
 
 def _near(tracks: Tracks) -> Bools:

@@ -15,7 +15,7 @@ from fym.motionbench.metrics.base import Metric, distance, on_tracks
 from fym.tracks import Bools, Floats, Tracks
 
 
-def two_way(reference: Tracks, other: Tracks) -> float:
+def two_way(reference: Tracks, other: Tracks, allowed: Bools | None = None) -> float:
     """Two-way motion fidelity of two clips, in [-1, 1], 1 is best; nan if the reference does not move.
 
     A track's velocity is its displacement over `fym.tracks.LAG` frames; below the dead zone it is still. The
@@ -23,6 +23,7 @@ def two_way(reference: Tracks, other: Tracks) -> float:
     velocities, 0 where b is still or lost. Each moving track takes its best match in the other clip; a
     clip's score is the mean over its moving tracks, each weighted by the way it goes, 0 if none moves. The
     value is the mean of both clips' scores. Both clips must have the same number of frames.
+    allowed: (N, N), symmetric, which tracks may match; None = all.
     """
     ours, our_way = directions(reference)
     theirs, their_way = directions(other)
@@ -30,7 +31,7 @@ def two_way(reference: Tracks, other: Tracks) -> float:
         return float("nan")
     steps = min(ours.shape[1], theirs.shape[1])
     ours, theirs = ours[:, :steps], theirs[:, :steps]
-    return (matched(ours, our_way, theirs) + matched(theirs, their_way, ours)) / 2
+    return (matched(ours, our_way, theirs, allowed) + matched(theirs, their_way, ours, allowed)) / 2
 
 
 def directions(tracks: Tracks) -> tuple[Floats, Floats]:
