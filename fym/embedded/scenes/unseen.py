@@ -82,6 +82,16 @@ def _wave(t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.stack([38 - 28 * t, 24 + 12 * np.sin(2 * math.pi * 2 * t)], 1)
 
 
+def _hops(t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    u = (3 * t) % 1.0
+    return np.stack([38 - 28 * t, 36 - 20 * 4 * u * (1 - u)], 1)
+
+
+def _swing(t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """To and fro on a slant, twice."""
+    return 24 + np.sin(4 * math.pi * t)[:, None] * np.array([13.0, 7.0])
+
+
 UNSEEN_MOTIONS: dict[str, Path] = {
     "figure eight": _figure_eight,
     "spiral": _spiral,
@@ -99,6 +109,9 @@ UNSEEN_MOTIONS: dict[str, Path] = {
     "two leaps": _two_leaps,
     "throw": _throw,
     "wave": _wave,
+    "hops": _hops,
+    "swing": _swing,
+    "letter w": _through((9, 13), (16, 35), (24, 15), (32, 35), (39, 13)),
 }
 
 
@@ -131,7 +144,7 @@ UNSEEN_CAMERA_MOVES: dict[str, Move] = {
     "camera turn": _turn,
     "camera pulse": _pulse,
 }
-DEVELOPMENT = ("figure eight", "orbit", "spiral", "camera back and forth")
+DEVELOPMENT = ("figure eight", "orbit", "spiral", "hops", "swing", "letter w", "camera back and forth")
 TEST = tuple(name for name in (*UNSEEN_MOTIONS, *UNSEEN_CAMERA_MOVES) if name not in DEVELOPMENT)
 
 
