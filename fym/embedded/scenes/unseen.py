@@ -110,7 +110,7 @@ UNSEEN_MOTIONS: dict[str, Path] = {
     "throw": _throw,
     "wave": _wave,
     "hops": _hops,
-    "swing": _swing,
+    "slanted swing": _swing,
     "letter w": _through((9, 13), (16, 35), (24, 15), (32, 35), (39, 13)),
 }
 
@@ -144,7 +144,15 @@ UNSEEN_CAMERA_MOVES: dict[str, Move] = {
     "camera turn": _turn,
     "camera pulse": _pulse,
 }
-DEVELOPMENT = ("figure eight", "orbit", "spiral", "hops", "swing", "letter w", "camera back and forth")
+DEVELOPMENT = (
+    "figure eight",
+    "orbit",
+    "spiral",
+    "hops",
+    "slanted swing",
+    "letter w",
+    "camera back and forth",
+)
 TEST = tuple(name for name in (*UNSEEN_MOTIONS, *UNSEEN_CAMERA_MOVES) if name not in DEVELOPMENT)
 
 
