@@ -101,6 +101,22 @@ class HeadLora(nn.Module):
         """(n D,) rows of q, k, v (columns of o) that the heads of a layer own."""
         return (self.heads[layer][:, None] * self.head_dim + torch.arange(self.head_dim)).flatten()
 
+    def ranks(self, start: int, stop: int) -> HeadLora:
+        """A frozen copy of some of the ranks, scaled as they are here."""
+        part = HeadLora(
+            self.heads,
+            num_heads=self.num_heads,
+            head_dim=self.head_dim,
+            rank=stop - start,
+            alpha=self.scaling * (stop - start),
+            targets=self.targets,
+        )
+        for name, tensor in self.state_dict().items():
+            part.get_parameter(name).data = (
+                tensor[start:stop] if name.endswith("lora_A") else tensor[:, start:stop]
+            ).clone()
+        return part.requires_grad_(False)
+
     def to_full(self) -> dict[str, Tensor]:
         """The adapter as an ordinary LoRA with its zeros: blocks.N.q.lora_A (r, d), .lora_B (d, r), ..."""
         full = {}

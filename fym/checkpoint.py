@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     """Writes a checkpoint, points `latest` at it, then removes all but the newest `keep`."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
     record = json.dumps(checkpoint.record, sort_keys=True)
-    data = save(tensors, metadata={"record": record, "sha256": _digest(tensors, record)})
+    data = save(tensors, metadata={"record": record, "sha256": digest(tensors, record)})
     path = folder / f"{checkpoint.name}.safetensors"
     write_file(path, data)
     write_file(folder / POINTER, path.name)
@@ -75,17 +76,18 @@ def _load(path: Path) -> Checkpoint | None:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
-        if metadata.get("sha256") != _digest(tensors, metadata["record"]):
+        if metadata.get("sha256") != digest(tensors, metadata["record"]):
             return None
         return Checkpoint(path.stem, tensors, json.loads(metadata["record"]))
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
 
 
-def _digest(tensors: dict[str, Tensor], record: str) -> str:
-    digest = hashlib.sha256(record.encode())
+def digest(tensors: Mapping[str, Tensor], record: str) -> str:
+    """sha256 of a text and of the names, dtypes, shapes and bytes of contiguous CPU tensors, by name."""
+    total = hashlib.sha256(record.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()

@@ -7,6 +7,7 @@ shows tracebacks. Every option that describes the work is a field of `fym.config
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -118,12 +119,12 @@ def train(dry_run: bool, fresh: bool, **given: Any) -> None:
 
 @cli.command()
 @with_fields(
-    FieldOption("generate.motion", "--motion"),
+    FieldOption("generate.motion", "--motion", multiple=True),
     FieldOption("generate.prompts", "--prompt", multiple=True),
     FieldOption("generate.output", "-o", "--output"),
     FieldOption("generate.seeds", "--seed", multiple=True),
-    FieldOption("generate.temporal_scale", "--scale"),
-    FieldOption("generate.spatial_scale", "--spatial-scale"),
+    FieldOption("generate.temporal_scale", "--scale", multiple=True),
+    FieldOption("generate.spatial_scale", "--spatial-scale", multiple=True),
     FieldOption("generate.steps", "--steps"),
     FieldOption("generate.guidance_scale", "--guidance-scale"),
     FieldOption("generate.frames", "--frames"),
@@ -141,11 +142,12 @@ def generate(**given: Any) -> None:
     console = Console()
     from fym.families import load_family
     from fym.generate import generate as generate_clips
-    from fym.motion_file import check_matches, load_motion_file
+    from fym.motion_file import check_matches, check_same_model, load_motion_file
 
-    motion = load_motion_file(Path(wanted.motion)) if wanted.motion else None
+    motions = {name: load_motion_file(name) for name in wanted.motion if name}
+    check_same_model([(name, motion.metadata) for name, motion in motions.items()])
     family = load_family(config.model.path, dtype=config.model.dtype, device=config.model.device)
-    if motion is not None:
+    for motion in motions.values():
         check_matches(motion, family)
     for number, job in enumerate(jobs, 1):  # one at a time: what is finished is on disk
         console.info(f"{number}/{len(jobs)} {job.path}: {job.prompt} (seed {job.seed})")
@@ -153,7 +155,7 @@ def generate(**given: Any) -> None:
         clips = generate_clips(
             family,
             [job.prompt],
-            motion=motion,
+            motion=[motions[name] for name in wanted.motion if name],
             temporal_scale=wanted.temporal_scale,
             spatial_scale=wanted.spatial_scale,
             lowest_noise=None if wanted.lowest_noise < 0 else wanted.lowest_noise,
@@ -192,6 +194,94 @@ def classify(**given: Any) -> None:
     classify_clip(config, run_dir, console=Console(log_every=config.tune.log_every))
     for name in ("heads.json", "heads.png"):
         click.echo(str(run_dir / name))
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option(
+    "--to",
+    "layout",
+    type=click.Choice(["fym", "comfyui", "diffusers", "kohya"]),
+    default="fym",
+    show_default=True,
+    help="whose names the tensors get; fym's are ComfyUI's",
+)
+@click.option("-o", "--output", metavar="OUT", help="the file to write  [FILE with the layout in its name]")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="number format of the file",
+)
+@click.option(
+    "--weight",
+    "weights",
+    type=float,
+    multiple=True,
+    default=[1.0],
+    metavar="NUMBER",
+    help="strength of each FILE, in the same order, or one for all  [1.0]",
+)
+@click.option(
+    "--merge", metavar="spatial=NUMBER", help="put the look of the reference in as well, at this strength"
+)
+@click.option("--compact", is_flag=True, help="only rows of heads with an adapter; for fym alone")
+def convert(
+    files: tuple[str, ...],
+    layout: str,
+    output: str | None,
+    dtype: str,
+    weights: tuple[float, ...],
+    merge: str | None,
+    compact: bool,
+) -> None:
+    """Write motion files in the layout of another program, or back in fym's, or several as one file."""
+    first = Path(files[0])
+    target = Path(output) if output else first.parent / f"{first.stem}.{layout}.safetensors"
+    spatial = _merged(merge)
+    bad = [weight for weight in weights if not math.isfinite(weight)]
+    if bad:
+        raise UserError(f"--weight {bad[0]} is no strength", "it is not finite", "Give a number such as 0.7")
+    from fym.convert import convert as write_converted
+    from fym.convert import noise_levels
+
+    adapter, about = write_converted(
+        [Path(file) for file in files],
+        target,
+        layout=layout,
+        dtype=dtype,
+        weights=weights,
+        spatial=spatial,
+        compact=compact,
+    )
+    size = target.stat().st_size / 1e6
+    click.echo(f"{target}: {layout}, {dtype}, rank {adapter.rank}, alpha {adapter.alpha:g}, {size:.2f} MB")
+    levels = sorted({level for level in noise_levels(about) if level})
+    if levels and layout != "fym":
+        some = " and ".join(f"{level:g}" for level in levels)
+        click.echo(
+            f"tuned at noise levels from {some} up, which fym follows; elsewhere give it strength in those "
+            "steps only (docs/motion-file.md)"
+        )
+
+
+def _merged(text: str | None) -> float:
+    """The strength in "spatial=0.5"."""
+    if text is None:
+        return 0.0
+    try:
+        name, number = text.split("=")
+        strength = float(number)
+        if name != "spatial" or not math.isfinite(strength):
+            raise ValueError
+    except ValueError:
+        raise UserError(
+            f"--merge {text} cannot be read",
+            "it is not spatial=NUMBER",
+            "Write for example --merge spatial=0.5",
+        ) from None
+    return strength
 
 
 @cli.command()

@@ -14,7 +14,7 @@ from typing import Any
 import tomli_w
 
 from fym.errors import UserError
-from fym.options import Option, about, closest, flatten, get, option, options_of, put, tomllib
+from fym.options import Option, about, closest, flatten, get, option, options_of, put, show, tomllib
 
 
 def _frames_4k1(value: int) -> str | None:
@@ -172,7 +172,10 @@ class TuneConfig:
 class GenerateConfig:
     """Clips made with a motion file, and the samples of a training run."""
 
-    motion: str = option("", "the motion file; empty = the base model alone")
+    motion: list[str] = field(
+        default_factory=list,
+        metadata=about("the motion files, which act together; empty = the base model alone"),
+    )
     prompts: list[str] = field(
         default_factory=list,
         metadata=about("what the new clips show; empty = the prompt of the reference clip"),
@@ -181,8 +184,16 @@ class GenerateConfig:
         default_factory=lambda: [0],
         metadata=about("one clip per prompt and seed", low=0, high=2**32 - 1, check=_not_empty),
     )
-    temporal_scale: float = option(1.0, "strength of the motion", low=0, high=2)
-    spatial_scale: float = option(0.0, "strength of the reference's look", low=0, high=2)
+    temporal_scale: list[float] = field(
+        default_factory=lambda: [1.0],
+        metadata=about(
+            "strength of the motion, one for all files or one for each", low=0, high=2, check=_not_empty
+        ),
+    )
+    spatial_scale: list[float] = field(
+        default_factory=lambda: [0.0],
+        metadata=about("strength of the reference's look, likewise", low=0, high=2, check=_not_empty),
+    )
     lowest_noise: float = option(
         -1.0, "noise level below which the motion no longer acts; below 0 = the motion file's", high=0.99
     )
@@ -352,6 +363,14 @@ def _conflicts(config: Config) -> list[str]:
     if 0 < config.clip.frames < config.temporal.sparse_frames:
         sparse = config.temporal.sparse_frames
         errors.append(f"temporal.sparse_frames = {sparse}: more than clip.frames = {config.clip.frames}")
+    files = max(1, len(config.generate.motion))
+    for name in ("temporal_scale", "spatial_scale"):
+        scales = get(config, f"generate.{name}")
+        if len(scales) not in (1, files):
+            errors.append(
+                f"generate.{name} = {show(scales)}: must be one number for all motion files or one for each, "
+                f"and there {'is 1 file' if files == 1 else f'are {files} files'}"
+            )
     return errors
 
 

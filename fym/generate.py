@@ -20,9 +20,9 @@ def generate(
     family: Family,
     prompts: Sequence[str],
     *,
-    motion: MotionFile | None,
-    temporal_scale: float = 1.0,
-    spatial_scale: float = 0.0,
+    motion: MotionFile | Sequence[MotionFile] | None,
+    temporal_scale: float | Sequence[float] = 1.0,
+    spatial_scale: float | Sequence[float] = 0.0,
     lowest_noise: float | None = None,
     seeds: Sequence[int] = (0,),
     num_frames: int = 0,
@@ -33,11 +33,12 @@ def generate(
 ) -> list[Tensor]:
     """One clip (F,H,W,3) uint8 per prompt and seed, prompts outermost; 0 and None are the model's own values.
 
-    motion = None is the model without adapters. The adapters act at temporal_scale (motion) and
-    spatial_scale (the reference's look); the time positions are the plain 0 ... F'-1. The temporal adapter
-    acts in the steps whose noise level (timestep over 1000) is at least lowest_noise, None = the level from
-    which it was trained. At 0 the result equals that of the plain diffusers pipeline with the motion file
-    loaded, a CPU generator of the same seed and the same settings.
+    motion = None is the model without adapters; several motion files act together. The adapters act at
+    temporal_scale (motion) and spatial_scale (the reference's look), one number for all files or one for
+    each; the time positions are the plain 0 ... F'-1. A temporal adapter acts in the steps whose noise level
+    (timestep over 1000) is at least lowest_noise, None = the level from which it was trained. At 0 the result
+    equals that of the plain diffusers pipeline with the motion files loaded, a CPU generator of the same seed
+    and the same settings.
     Raises UserError for a size that does not fit the model, or a spatial_scale without a spatial adapter.
     """
     defaults = family.defaults
@@ -47,12 +48,12 @@ def generate(
     size = (height or defaults.height, width or defaults.width)
     family.check_size(*size)
     guidance = defaults.guidance_scale if guidance_scale is None else guidance_scale
-    adapters = list(_adapters(motion, temporal_scale, spatial_scale))
-    if lowest_noise is None:
-        lowest_noise = float(motion.metadata.get("lowest_noise", 0.0)) if motion is not None else 0.0
+    motions = [motion] if isinstance(motion, MotionFile) else list(motion or ())
+    parts = _parts(motions, _each(temporal_scale, motions), _each(spatial_scale, motions), lowest_noise)
+    adapters = [(adapter, scale) for adapter, scale, _ in parts]
     texts = family.encode_prompts([*prompts, ""]).split(1)  # together: the text encoder moves once
     clips = []
-    with family.attention(adapters=adapters) as control, _window(family, control, adapters, lowest_noise):
+    with family.attention(adapters=adapters) as control, _windows(family, control, parts):
         for text in texts[:-1]:
             for seed in seeds:
                 clips.append(
@@ -71,18 +72,24 @@ def generate(
 
 
 @contextmanager
-def _window(
-    family: Family, control: AttentionControl, adapters: Sequence[tuple[HeadLora, float]], lowest_noise: float
+def _windows(
+    family: Family, control: AttentionControl, parts: Sequence[tuple[HeadLora, float, float]]
 ) -> Iterator[None]:
-    """Leaves the temporal adapter, the first of `adapters`, out of the steps below a noise level."""
-    if not adapters or lowest_noise <= 0:
+    """Leaves each (adapter, scale, lowest noise level) out of the steps below its level."""
+    if all(lowest <= 0 for _, _, lowest in parts):
         yield
         return
-    whole, rest = control.stack, AdapterStack(adapters[1:])
-    lowest = lowest_noise * family.schedule.num_timesteps
+    stacks = {(True,) * len(parts): control.stack}
+    timesteps = family.schedule.num_timesteps
 
     def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        control.stack = whole if float(kwargs["timestep"].max()) >= lowest else rest
+        timestep = float(kwargs["timestep"].max())
+        acting = tuple(timestep >= lowest * timesteps for _, _, lowest in parts)
+        if acting not in stacks:
+            stacks[acting] = AdapterStack(
+                [part[:2] for part, acts in zip(parts, acting, strict=True) if acts]
+            )
+        control.stack = stacks[acting]
 
     hook = family.transformer.register_forward_pre_hook(before, with_kwargs=True)
     try:
@@ -91,18 +98,29 @@ def _window(
         hook.remove()
 
 
-def _adapters(
-    motion: MotionFile | None, temporal_scale: float, spatial_scale: float
-) -> Sequence[tuple[HeadLora, float]]:
-    if motion is None:
-        return ()
-    if spatial_scale and motion.spatial is None:
-        raise UserError(
-            "The look of the reference is not there",
-            "spatial.safetensors of the same run does not lie beside the motion file",
-            "Put it there or leave out --spatial-scale",
-        )
-    pairs = [(motion.temporal, temporal_scale)]
-    if motion.spatial is not None:
-        pairs.append((motion.spatial, spatial_scale))
-    return pairs
+def _parts(
+    motions: Sequence[MotionFile],
+    temporal_scales: Sequence[float],
+    spatial_scales: Sequence[float],
+    lowest_noise: float | None,
+) -> list[tuple[HeadLora, float, float]]:
+    """(adapter, scale, lowest noise level) of all that acts; lowest_noise: instead of the files' own."""
+    parts = []
+    for motion, temporal, spatial in zip(motions, temporal_scales, spatial_scales, strict=True):
+        if spatial and motion.spatial is None:
+            raise UserError(
+                "The look of the reference is not there",
+                "spatial.safetensors of the same run does not lie beside the motion file",
+                "Put it there or leave out --spatial-scale",
+            )
+        for adapter, lowest in motion.acting():
+            parts.append((adapter, temporal, lowest if lowest_noise is None else lowest_noise))
+        if motion.spatial is not None:
+            parts.append((motion.spatial, spatial, 0.0))
+    return parts
+
+
+def _each(scale: float | Sequence[float], motions: Sequence[MotionFile]) -> Sequence[float]:
+    """One number for every motion file."""
+    scales = [scale] if isinstance(scale, int | float) else list(scale)
+    return scales * len(motions) if len(scales) == 1 else scales

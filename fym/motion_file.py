@@ -1,35 +1,25 @@
 """The motion file: an ordinary LoRA that diffusers and ComfyUI load, with what fym needs in its header.
 
-Keys diffusion_model.blocks.N.self_attn.{q,k,v,o}.lora_A.weight / .lora_B.weight / .alpha; the rows of heads
-without an adapter are written out as zeros. The temporal adapter is the motion file; the spatial one, if any,
-lies beside it in a file of the same form.
+The temporal adapter is the motion file; the spatial one, if any, lies beside it in a file of the same form.
+`fym.lora_file` says what such a file is made of, `fym.convert` makes others of it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata as versions
 from pathlib import Path
 from typing import Any
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
 
 from fym import __version__
 from fym.adapters import HeadLora
 from fym.errors import UserError
 from fym.families.base import Family
 from fym.files import write_file
-
-FORMAT = 1
-HEADER = "fym"  # the key of the JSON record in the safetensors header
-KEY = re.compile(r"diffusion_model\.(blocks\.\d+)\.self_attn\.([qkvo])\.(lora_[AB])\.weight")
+from fym.lora_file import read, serialise
 
 
 @dataclass(frozen=True)
@@ -39,6 +29,20 @@ class MotionFile:
     temporal: HeadLora
     spatial: HeadLora | None
     metadata: dict[str, Any]
+
+    def acting(self) -> list[tuple[HeadLora, float]]:
+        """The temporal adapter's parts, each with the noise level from which on it acts (0 to 1).
+
+        One part for a tuned motion; those of a composed file (`fym.convert`) may differ in that level.
+        """
+        parts, start, found = self.metadata.get("parts", []), 0, []
+        if len({part["lowest_noise"] for part in parts}) < 2:
+            return [(self.temporal, float(self.metadata.get("lowest_noise", 0.0)))]
+        for part in parts:
+            stop = start + part["rank"]
+            found.append((self.temporal.ranks(start, stop), float(part["lowest_noise"])))
+            start = stop
+        return found
 
 
 def spatial_path(path: Path) -> Path:
@@ -55,16 +59,10 @@ def save_motion_file(
 
     metadata: JSON values; must hold model_id and model_hash.
     """
-    pair = _pair(temporal, spatial)
-    about = {
-        **metadata,
-        "format": FORMAT,
-        "pair": pair,
-        "versions": {"fym": __version__} | {name: versions.version(name) for name in ("torch", "diffusers")},
-    }
+    about = {**metadata, "pair": pair_of(temporal, spatial), "versions": made_with()}
     if spatial is not None:
-        write_file(spatial_path(path), _serialise(spatial, {**about, "kind": "spatial"}))
-    write_file(path, _serialise(temporal, {**about, "kind": "temporal"}))
+        write_file(spatial_path(path), serialise(spatial, {**about, "kind": "spatial"}))
+    write_file(path, serialise(temporal, {**about, "kind": "temporal"}))
 
 
 def load_motion_file(path: str | Path) -> MotionFile:
@@ -73,19 +71,38 @@ def load_motion_file(path: str | Path) -> MotionFile:
     Raises UserError: no such file, damaged, not made by fym, or the spatial adapter of a run.
     """
     path = Path(path)
-    temporal, about = _read(path)
+    temporal, about = read(path)
     if about["kind"] != "temporal":
         raise UserError(
             f"{path} is not a motion file",
             "it is the adapter of the look",
             "Give the motion.safetensors beside it",
         )
+    return MotionFile(temporal, read_spatial(path, about), about)
+
+
+def read_spatial(path: Path, about: Mapping[str, Any]) -> HeadLora | None:
+    """The spatial adapter beside the motion file `path`; None where there is none or a foreign one."""
     beside = spatial_path(path)
-    spatial = None
-    if beside.is_file():
-        found, its = _read(beside)
-        spatial = found if its["pair"] == about["pair"] else None  # a neighbour from another run
-    return MotionFile(temporal, spatial, about)
+    if not os.path.isfile(beside):  # Path.is_file raises where the name is too long
+        return None
+    found, its = read(beside)
+    return found if its["pair"] == about["pair"] else None  # else a neighbour from another run
+
+
+def check_same_model(files: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """UserError unless all motion files (name, record) were made with one model."""
+    if not files:
+        return
+    first, its = files[0]
+    for name, about in files[1:]:
+        if about["model_hash"] != its["model_hash"]:
+            raise UserError(
+                f"{first} and {name} do not go together",
+                f"they were made with different models, {its['model_id']} ({its['model_hash'][:8]}) and "
+                f"{about['model_id']} ({about['model_hash'][:8]})",
+                "Give motion files of one model",
+            )
 
 
 def check_matches(motion: MotionFile, family: Family) -> None:
@@ -98,57 +115,24 @@ def check_matches(motion: MotionFile, family: Family) -> None:
             f"this is {family.model_id} ({family.model_hash[:8]})",
             "Give that model with --model, or tune on this one",
         )
+    size = family.num_layers, family.num_heads, family.head_dim
+    for adapter in (motion.temporal, motion.spatial):
+        its = (len(adapter.heads), adapter.num_heads, adapter.head_dim) if adapter is not None else size
+        if its != size:
+            raise UserError(
+                "The motion file does not fit the model",
+                "it is for {} layers of {} heads of {} channels, ".format(*its)
+                + "the model has {} of {} of {}".format(*size),
+                "Use another copy of it, or make it again with fym train",
+            )
 
 
-def _serialise(adapter: HeadLora, about: Mapping[str, Any]) -> bytes:
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in adapter.to_full().items():
-        block, projection, matrix = name.rsplit(".", 2)
-        stem = f"diffusion_model.{block}.self_attn.{projection}"
-        tensors[f"{stem}.{matrix}.weight"] = tensor.contiguous()
-        tensors[f"{stem}.alpha"] = torch.tensor(float(adapter.alpha))
-    record = {
-        **about,
-        "heads": [heads.tolist() for heads in adapter.heads],
-        "num_heads": adapter.num_heads,
-        "head_dim": adapter.head_dim,
-        "rank": adapter.rank,
-        "alpha": adapter.alpha,
-        "targets": adapter.targets,
-    }
-    # One entry only: safetensors writes several in a random order, and equal runs should make equal files.
-    return save(tensors, metadata={HEADER: json.dumps(record, sort_keys=True)})
+def made_with() -> dict[str, str]:
+    """Versions for a file's record."""
+    return {"fym": __version__} | {name: versions.version(name) for name in ("torch", "diffusers")}
 
 
-def _read(path: Path) -> tuple[HeadLora, dict[str, Any]]:
-    if not path.is_file():
-        raise UserError(f"{path} cannot be read", "there is no such file", "fym train writes motion files")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            header = (file.metadata() or {}).get(HEADER)
-            names = {name: KEY.fullmatch(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            full = {".".join(m.groups()): file.get_tensor(name).clone() for name, m in names.items() if m}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is not a motion file", str(error), "Make it again with fym train") from error
-    try:
-        about = json.loads(header) if header else {}
-        if about.get("format") != FORMAT:
-            raise ValueError("its header is not one of this version of fym")
-        adapter = HeadLora(
-            about["heads"],
-            num_heads=about["num_heads"],
-            head_dim=about["head_dim"],
-            rank=about["rank"],
-            alpha=about["alpha"],
-            targets=about["targets"],
-        )
-        adapter.load_full(full)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} is not a motion file", str(error), "Make it again with fym train") from error
-    return adapter.requires_grad_(False), about
-
-
-def _pair(*adapters: HeadLora | None) -> str:
+def pair_of(*adapters: HeadLora | None) -> str:
     """A digest that ties the two files of a run together."""
     digest = hashlib.sha256()
     for adapter in adapters:

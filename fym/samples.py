@@ -37,8 +37,8 @@ class Samples:
                     family,
                     [prompt],
                     motion=motion,
-                    temporal_scale=config.temporal_scale,
-                    spatial_scale=config.spatial_scale,
+                    temporal_scale=config.temporal_scale[:1],  # of one motion, this
+                    spatial_scale=config.spatial_scale[:1],
                     lowest_noise=None if config.lowest_noise < 0 else config.lowest_noise,
                     seeds=[seed],
                     num_frames=config.frames,

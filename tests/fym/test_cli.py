@@ -62,9 +62,9 @@ def refused(capsys, *arguments: str) -> str:
 
 class TestOptions:
     def test_every_option_is_a_field(self):
-        """Or one of the few that steer the run itself. `fym bench` has no run: it measures the kernels."""
+        """Or one of the few that steer the run itself. `fym bench` and `fym convert` have no run."""
         for command in cli.cli.commands.values():
-            for param in command.params if command.name != "bench" else ():
+            for param in command.params if command.name not in ("bench", "convert") else ():
                 field = getattr(param, "field", None)
                 assert field in OPTIONS or param.name in RUN_CONTROL, (command.name, param.name)
 
@@ -302,7 +302,7 @@ class TestGenerate:
             (["b"], [3]),
             (["b"], [4]),
         ]
-        assert all((c["temporal_scale"], c["steps"], c["guidance_scale"]) == (0.5, 7, 1.0) for c in sampler)
+        assert all((c["temporal_scale"], c["steps"], c["guidance_scale"]) == ([0.5], 7, 1.0) for c in sampler)
         assert abs(int(read_clip("new/o-1-s3.mp4").frames.float().mean()) - 120) < 3
         assert all(name in capsys.readouterr().out for name in names[:1])
 
@@ -311,7 +311,7 @@ class TestGenerate:
         assert (
             sampler[0]["guidance_scale"] is None
             and sampler[0]["num_frames"] == 0
-            and sampler[0]["motion"] is None
+            and sampler[0]["motion"] == []
         )
 
     def test_interrupted_keeps_what_is_finished(self, sampler):

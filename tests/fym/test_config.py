@@ -122,7 +122,7 @@ class TestMistakes:
             ("clip.frames=1", "take 5 or 9"),
             ("clip.frames=9", "temporal.sparse_frames = 13: more than clip.frames = 9"),
             ("heads.rule=topk", "heads.topk = 0"),
-            ("generate.temporal_scale=3", "must be a number from 0 to 2"),
+            ("generate.temporal_scale=3", "must be a list, each entry a number from 0 to 2"),
             ("temporal.rank", "not of the form name=value"),
             ("spatial.rank=0", "must be a whole number, 1 or more"),
         ],
@@ -191,7 +191,7 @@ class TestToml:
     @given(
         prompt=st.text(st.characters(codec="utf-8")),
         seeds=st.lists(st.integers(0, 2**32 - 1), min_size=1),
-        scale=st.floats(0, 2),
+        scale=st.lists(st.floats(0, 2), min_size=1, max_size=1),
     )
     def test_any_text_survives(self, tmp_path_factory, prompt, seeds, scale) -> None:
         config = default_config()

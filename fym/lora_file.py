@@ -1,0 +1,204 @@
+"""One adapter as a safetensors file in the layouts that other programs read, and back from any of them.
+
+The layouts differ in the names of the tensors and in where alpha stands; the values are the same. Each file
+carries fym's record as JSON in its header, which no other program minds: the head map, the model it belongs
+to, and a digest of everything. Reading trusts nothing: a file that is not exactly what such a file must be is
+refused with one sentence. Names are those of Wan transformers.
+d channels, r rank, n active heads of a layer, D head dim.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fym.adapters import HeadLora
+from fym.checkpoint import digest
+from fym.errors import UserError
+from fym.lora_checks import FORMAT, check_container, parse_record, refuse
+
+HEADER = "fym"  # the key of the JSON record in the safetensors header
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names of a layer's tensors: stem with {layer} and {p}, then the endings of A and B.
+
+    alpha: whether a tensor STEM.alpha holds it; where not, it is in the header as PEFT's configuration.
+    """
+
+    stem: str
+    projections: Mapping[str, str]
+    ends: tuple[str, str]
+    alpha: bool
+
+    def stem_of(self, layer: int, projection: str) -> str:
+        return self.stem.format(layer=layer, p=self.projections[projection])
+
+
+ORIGINAL = {p: p for p in "qkvo"}
+COMFYUI = Layout(
+    "diffusion_model.blocks.{layer}.self_attn.{p}", ORIGINAL, ("lora_A.weight", "lora_B.weight"), True
+)
+LAYOUTS = {
+    "fym": COMFYUI,
+    "comfyui": COMFYUI,
+    "diffusers": Layout(
+        "transformer.blocks.{layer}.attn1.{p}",
+        {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"},
+        ("lora_A.weight", "lora_B.weight"),
+        False,
+    ),
+    "kohya": Layout(
+        "lora_unet_blocks_{layer}_self_attn_{p}", ORIGINAL, ("lora_down.weight", "lora_up.weight"), True
+    ),
+}
+
+
+def serialise(
+    adapter: HeadLora,
+    about: Mapping[str, Any],
+    *,
+    layout: str = "fym",
+    dtype: str = "float32",
+    compact: bool = False,
+) -> bytes:
+    """The whole file. compact keeps the rows of active heads alone, which no other program understands.
+
+    Raises UserError where a value does not fit into dtype.
+    """
+    names = LAYOUTS[layout]
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in (adapter.state_dict() if compact else adapter.to_full()).items():
+        layer, projection, matrix = key.removeprefix("blocks.").split(".")
+        stem = names.stem_of(int(layer), projection)
+        stored = tensor.detach().cpu().to(DTYPES[dtype]).contiguous()
+        if not stored.isfinite().all():
+            raise UserError(
+                f"{stem} does not fit into {dtype}",
+                "some of its values are too large",
+                "Use bfloat16 or smaller weights",
+            )
+        tensors[f"{stem}.{names.ends[matrix == 'lora_B']}"] = stored
+        if names.alpha:
+            tensors[f"{stem}.alpha"] = torch.tensor(float(adapter.alpha))
+    record = {
+        **about,
+        "format": FORMAT,
+        "compact": compact,
+        "heads": [heads.tolist() for heads in adapter.heads],
+        "num_heads": adapter.num_heads,
+        "head_dim": adapter.head_dim,
+        "rank": adapter.rank,
+        "alpha": adapter.alpha,
+        "targets": adapter.targets,
+    }
+    record.pop("sha256", None)
+    record = json.loads(json.dumps(record))  # as it will be read: the digest is of its text
+    record["sha256"] = digest(tensors, json.dumps(record, sort_keys=True))
+    # One entry where possible: safetensors writes several in a random order, and equal runs should make
+    # equal files.
+    header = {HEADER: json.dumps(record, sort_keys=True)}
+    if not names.alpha:
+        stems = [
+            names.stem_of(layer, p).removeprefix("transformer.")
+            for layer, heads in enumerate(adapter.heads)
+            for p in (adapter.targets if len(heads) else "")
+        ]
+        peft = {"r": adapter.rank, "lora_alpha": adapter.alpha, "target_modules": stems}
+        header["lora_adapter_metadata"] = json.dumps({f"transformer.{k}": v for k, v in peft.items()})
+    return save(tensors, metadata=header)
+
+
+def read(path: Path) -> tuple[HeadLora, dict[str, Any]]:
+    """The adapter of a file in any layout, float32 and frozen, and fym's record.
+
+    Raises UserError for everything that is not whole and consistent: what the file is instead, other or fewer
+    or more tensors than the record describes, other shapes, values that are not finite or not those written.
+    """
+    check_container(path)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            record = parse_record((file.metadata() or {}).get(HEADER))
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            layout = _layout(slices)
+            wanted = _tensors(record, layout)
+            _check_shapes(wanted, {name: tuple(part.get_shape()) for name, part in slices.items()})
+            found = {name: file.get_tensor(name).clone() for name in wanted}
+        _check_values(found, record)
+        return _adapter(found, record, layout), record
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        refuse(path, str(error).partition("\n")[0] or type(error).__name__, error)
+
+
+def _layout(names: Mapping[str, Any]) -> Layout:
+    for layout in LAYOUTS.values():
+        if all(name.startswith(layout.stem.partition("{")[0]) for name in names):
+            return layout
+    raise ValueError("its tensors are named in none of the layouts comfyui, diffusers and kohya")
+
+
+def _tensors(record: Mapping[str, Any], layout: Layout) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of all tensors that a record announces."""
+    d, rank = record["num_heads"] * record["head_dim"], record["rank"]
+    wanted: dict[str, tuple[int, ...]] = {}
+    for layer, heads in enumerate(record["heads"]):
+        part = len(heads) * record["head_dim"] if record.get("compact") else d
+        for p in record["targets"] if heads else ():
+            stem = layout.stem_of(layer, p)
+            wanted[f"{stem}.{layout.ends[0]}"] = (rank, part if p == "o" else d)
+            wanted[f"{stem}.{layout.ends[1]}"] = (d if p == "o" else part, rank)
+            if layout.alpha:
+                wanted[f"{stem}.alpha"] = ()
+    return wanted
+
+
+def _check_shapes(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
+    for name, shape in wanted.items():
+        if name not in found:
+            raise ValueError(f"{name} is missing")
+        if found[name] != shape:
+            raise ValueError(f"{name} has the shape {found[name]}, and its header announces {shape}")
+    for name in found:
+        if name not in wanted:
+            raise ValueError(f"{name:.80} is in it, a layer that its header does not announce")
+
+
+def _check_values(tensors: Mapping[str, Tensor], record: dict[str, Any]) -> None:
+    """ValueError unless the values are numbers and those that were written (unknown without a digest)."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES.values():
+            raise ValueError(f"{name} holds {str(tensor.dtype).removeprefix('torch.')}, not floats")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} holds values that are not finite")
+        if name.endswith(".alpha") and not math.isclose(tensor.item(), record["alpha"], rel_tol=1e-6):
+            raise ValueError(f"{name} is {tensor.item()}, and its header says {record['alpha']}")
+    written = {key: value for key, value in record.items() if key != "sha256"}
+    if "sha256" in record and record["sha256"] != digest(tensors, json.dumps(written, sort_keys=True)):
+        raise ValueError("its content is not what was written, as its checksum tells")
+
+
+def _adapter(tensors: Mapping[str, Tensor], record: Mapping[str, Any], layout: Layout) -> HeadLora:
+    options = {name: record[name] for name in ("num_heads", "head_dim", "rank", "alpha", "targets")}
+    adapter = HeadLora(record["heads"], **options)
+    named = {
+        f"blocks.{layer}.{p}.{matrix}": tensors[f"{layout.stem_of(layer, p)}.{end}"]
+        for layer, heads in enumerate(record["heads"])
+        for p in (record["targets"] if heads else "")
+        for matrix, end in zip(("lora_A", "lora_B"), layout.ends, strict=True)
+    }
+    if record.get("compact"):
+        adapter.load_state_dict(named)
+    else:
+        adapter.load_full(named)
+    return adapter.requires_grad_(False)
