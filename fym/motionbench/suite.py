@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 
-import numpy as np
-
-from fym.embedded.scenes import DEVELOPMENT, UNSEEN_MOTIONS, Camera
-from fym.embedded.scenes.motions import FRAMES, fit
+from fym.embedded.scenes import DEVELOPMENT
 from fym.errors import UserError
 from fym.motionbench.case import Case, Target
-from fym.motionbench.scenes.look import Look
+from fym.motionbench.scenes import Motion, camera, human, several, single
 from fym.motionbench.scenes.looks import looks
-from fym.motionbench.scenes.motion import Body, Motion
 
 DATASET = "fym-motionbench"
-VERSION = "1"
+VERSION = "1"  # of cases, captions and frames: figures of two versions do not compare
+
+# On which settings may be chosen; every other synthetic case confirms them and is used for nothing else.
+DEVELOPMENT_CASES = (
+    *(f"object/{name}" for name in DEVELOPMENT if not name.startswith("camera")),
+    "objects/eights",
+    "objects/swings",
+    "objects/scatter",
+    "camera/back and forth",
+    "camera/figure eight",
+    "human/slow dance backwards",
+    "human/kick and back",
+)
 
 
 def cases(
@@ -31,7 +39,8 @@ def cases(
 
     Raises UserError for a name that there is not.
     """
-    every = {case.name: case for case in (*_synthetic(), *more)}
+    every = {case.name: case for case in (*synthetic(), *more)}
+    names = list(names)
     unknown = [name for name in names if name not in every]
     if unknown:
         raise UserError(
@@ -48,25 +57,33 @@ def cases(
 
 
 @lru_cache(maxsize=1)
-def _synthetic() -> tuple[Case, ...]:
-    return tuple(_objects())
+def synthetic() -> tuple[Case, ...]:
+    """The rendered cases; nothing is rendered before it is asked for."""
+    return tuple(_synthetic())
 
 
-def _single(name: str, seed: int) -> Motion:
-    rng = np.random.default_rng(seed)
-    path = fit(UNSEEN_MOTIONS[name](np.linspace(0, 1, FRAMES), rng), 9.0)
-    return Motion((Body(path, np.full(1, 7.0)),), Camera(), FRAMES)
+def _synthetic() -> Iterator[Case]:
+    for name in camera.NAMES:
+        kind = ("ground", "ground and one", "ground and two")[camera.OBJECTS[name]]
+        yield _case("camera", name, kind, camera.camera_motion)
+    for name in single.NAMES:
+        yield _case("object", name, "turning" if name in single.TURNING else "one", single.single_motion)
+    for name in several.NAMES:
+        yield _case("objects", name, {2: "two", 3: "three"}[several.OBJECTS[name]], several.several_motion)
+    for name in human.NAMES:
+        yield _case("human", name, "person", human.human_motion)
 
 
-def _objects() -> Iterable[Case]:
-    for name in UNSEEN_MOTIONS:
-        yield _case("object", name, partial(_single, name), looks("object", name))
-
-
-def _case(category: str, name: str, motion: Callable[[int], Motion], seen: tuple[Look, ...]) -> Case:
-    reference, *others = seen
-    targets = tuple(Target(look.prompt, look.attributes, look) for look in others)
-    split = "development" if name in DEVELOPMENT else "test"
+def _case(category: str, motion: str, kind: str, make: Callable[[str, int], Motion]) -> Case:
+    name = f"{category}/{motion}"
+    reference, *others = looks(kind, name)
     return Case(
-        f"{category}/{name}", category, "synthetic", split, reference.prompt, targets, 0, reference, motion
+        name,
+        category,
+        part="synthetic",
+        split="development" if name in DEVELOPMENT_CASES else "test",
+        prompt=reference.prompt,
+        targets=tuple(Target(look.prompt, look.attributes, look) for look in others),
+        look=reference,
+        motion=partial(make, motion),
     )

@@ -53,7 +53,8 @@ LOOPS = (*TRAVELLING, "jump", "dance_a", "dance_b")  # their own travel is taken
 
 
 @lru_cache(maxsize=1)
-def _recordings() -> dict[str, np.ndarray]:
+def recordings() -> dict[str, np.ndarray]:
+    """Joints (F, 16, 3) in metres of each recording, 16 frames a second: x forward, y up, z to the right."""
     with np.load(MOTION_CAPTURE) as stored:
         return {name: stored[name].astype(np.float64) / 1000 for name in stored.files}
 
@@ -66,7 +67,7 @@ def poses(
     `view` turns the camera (radians; 0 sees the figure walk to the right), `mirrored` swaps left and right
     of the picture. Loops repeat in place; other recordings hold their last frame.
     """
-    joints = _recordings()[recording]
+    joints = recordings()[recording]
     if recording in LOOPS:
         steps = np.linspace(0, 1, len(joints))[:, None]
         travel = joints[0, 0] + steps * (joints[-1, 0] - joints[0, 0])
