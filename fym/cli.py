@@ -141,7 +141,7 @@ def generate(**given: Any) -> None:
     wanted = config.generate
     console = Console()
     from fym.families import load_family
-    from fym.generate import generate as generate_clips
+    from fym.generate import one_clip
     from fym.motion_file import check_matches, check_same_model, load_motion_file
 
     motions = {name: load_motion_file(name) for name in wanted.motion if name}
@@ -152,21 +152,9 @@ def generate(**given: Any) -> None:
     for number, job in enumerate(jobs, 1):  # one at a time: what is finished is on disk
         console.info(f"{number}/{len(jobs)} {job.path}: {job.prompt} (seed {job.seed})")
         started = time.monotonic()
-        clips = generate_clips(
-            family,
-            [job.prompt],
-            motion=[motions[name] for name in wanted.motion if name],
-            temporal_scale=wanted.temporal_scale,
-            spatial_scale=wanted.spatial_scale,
-            lowest_noise=None if wanted.lowest_noise < 0 else wanted.lowest_noise,
-            seeds=[job.seed],
-            num_frames=wanted.frames,
-            height=wanted.height,
-            width=wanted.width,
-            steps=wanted.steps,
-            guidance_scale=None if wanted.guidance_scale < 0 else wanted.guidance_scale,
-        )
-        video.write_clip(job.path, clips[0], family.default_fps)
+        acting = [motions[name] for name in wanted.motion if name]
+        clip = one_clip(family, wanted, job.prompt, job.seed, motion=acting)
+        video.write_clip(job.path, clip, family.default_fps)
         console.info(f"    written after {duration(time.monotonic() - started)}")
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fym.adapters import AdapterStack, HeadLora
+from fym.config import GenerateConfig
 from fym.errors import UserError
 from fym.families.base import AttentionControl, Family
 from fym.motion_file import MotionFile
@@ -69,6 +70,36 @@ def generate(
                     )
                 )
     return clips
+
+
+def one_clip(
+    family: Family,
+    config: GenerateConfig,
+    prompt: str,
+    seed: int,
+    *,
+    motion: MotionFile | Sequence[MotionFile] | None,
+) -> Tensor:
+    """A clip (F,H,W,3) uint8 with a configuration's settings; its prompts, seeds and motion are not read.
+
+    For a single motion file the first of the scales counts.
+    """
+    single = isinstance(motion, MotionFile)
+    [clip] = generate(
+        family,
+        [prompt],
+        motion=motion,
+        temporal_scale=config.temporal_scale[:1] if single else config.temporal_scale,
+        spatial_scale=config.spatial_scale[:1] if single else config.spatial_scale,
+        lowest_noise=None if config.lowest_noise < 0 else config.lowest_noise,
+        seeds=[seed],
+        num_frames=config.frames,
+        height=config.height,
+        width=config.width,
+        steps=config.steps,
+        guidance_scale=None if config.guidance_scale < 0 else config.guidance_scale,
+    )
+    return clip
 
 
 @contextmanager

@@ -51,18 +51,34 @@ class Timings:
     @contextmanager
     def measure(self, part: str) -> Iterator[dict[str, float]]:
         """Times the block, also one that ends in an exception; further figures can be put into the dict."""
-        memory.reset_peak(self.device)
-        started = time.perf_counter()
         extra: dict[str, float] = {}
+        cost: dict[str, float] = {}
         try:
-            yield extra
+            with spent(self.device) as cost:
+                yield extra
         finally:
             before = self.entries.get(part, {})
-            entry = {**before, **extra, "seconds": before.get("seconds", 0.0) + time.perf_counter() - started}
-            for name, value in memory.peak(self.device).items():
-                entry[f"peak_{name}"] = max(before.get(f"peak_{name}", 0.0), value)
+            entry = {**before, **extra}
+            for name, value in cost.items():
+                had = before.get(name, 0.0)
+                entry[name] = max(had, value) if name.startswith("peak_") else had + value
             self.entries[part] = {name: round(value, 4) for name, value in entry.items()}
             write_file(self.path, json.dumps(self.entries, indent=1) + "\n")
+
+
+@contextmanager
+def spent(device: torch.device) -> Iterator[dict[str, float]]:
+    """What the block costs, filled in at its end: "seconds", "cpu_seconds" of the process, "peak_rss_mib"
+    and, on a GPU, "peak_gpu_mib"."""
+    memory.reset_peak(device)
+    started, processor = time.perf_counter(), time.process_time()
+    cost: dict[str, float] = {}
+    try:
+        yield cost
+    finally:
+        cost["seconds"] = time.perf_counter() - started
+        cost["cpu_seconds"] = time.process_time() - processor
+        cost |= {f"peak_{name}": value for name, value in memory.peak(device).items()}
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

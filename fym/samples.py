@@ -9,7 +9,7 @@ from typing import Any
 from fym.config import GenerateConfig
 from fym.families.base import Family
 from fym.files import write_file
-from fym.generate import generate
+from fym.generate import one_clip
 from fym.motion_file import MotionFile
 from fym.video import write_clip
 
@@ -33,20 +33,7 @@ class Samples:
                     wanted.items() <= row.items() and (self.folder / row["file"]).exists() for row in rows
                 ):
                     continue
-                [frames] = generate(
-                    family,
-                    [prompt],
-                    motion=motion,
-                    temporal_scale=config.temporal_scale[:1],  # of one motion, this
-                    spatial_scale=config.spatial_scale[:1],
-                    lowest_noise=None if config.lowest_noise < 0 else config.lowest_noise,
-                    seeds=[seed],
-                    num_frames=config.frames,
-                    height=config.height,
-                    width=config.width,
-                    steps=config.steps,
-                    guidance_scale=None if config.guidance_scale < 0 else config.guidance_scale,
-                )
+                frames = one_clip(family, config, prompt, seed, motion=motion)
                 name = f"step-{step:06d}-{index}-s{seed}.mp4"
                 write_clip(self.folder / name, frames, family.default_fps)
                 rows = [row for row in rows if row["file"] != name] + [{"file": name, **wanted}]

@@ -49,8 +49,8 @@ def plan(config: Config) -> Plan:
     return Plan.of(config, run_directory(config), family, read_reference(config.clip, family))
 
 
-def train(config: Config, run_dir: Path, *, console: Console) -> TrainResult:
-    """The whole run, resumed where `run_dir` holds a part of it.
+def train(config: Config, run_dir: Path, *, console: Console, family: Family | None = None) -> TrainResult:
+    """The whole run, resumed where `run_dir` holds a part of it. family: the model, if it is loaded already.
 
     Raises UserError: a bad clip or model, another run in the directory, a diverging loss, no temporal head;
     KeyboardInterrupt after Ctrl-C, with a checkpoint written.
@@ -59,7 +59,7 @@ def train(config: Config, run_dir: Path, *, console: Console) -> TrainResult:
     check_same_run(config, run_dir)
     check_writable(run_dir)
     write_file(run_dir / "config.toml", to_toml(config))
-    family = _load(config)
+    family = family or _load(config)
     family.recompute = config.tune.recompute
     clip = read_reference(config.clip, family)
     for title, rows in Plan.of(config, run_dir, family, clip).tables():

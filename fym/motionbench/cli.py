@@ -9,11 +9,15 @@ import click
 
 from fym.console import Console
 from fym.errors import UserError
+from fym.motionbench.cli_run import run
 
 
 @click.group()
 def motionbench() -> None:
     """Measure how well a clip moves like another, and what the measures see."""
+
+
+motionbench.add_command(run)
 
 
 @motionbench.command()

@@ -1,0 +1,75 @@
+"""Methods: names, settings made up on the command line, and the budget that all share."""
+
+from __future__ import annotations
+
+import pytest
+
+from fym.config import load_config
+from fym.errors import UserError
+from fym.motionbench.methods import CONTROLS, METHODS, Model, find_method
+from fym.motionbench.methods.tuned import TunedMethod
+from fym.motionbench.suite import cases
+
+[CASE] = cases(names=["object/spiral"])
+TUNED = {name: method for name, method in METHODS.items() if isinstance(method, TunedMethod)}
+
+
+@pytest.fixture(scope="module")
+def model():
+    from fym.families import load_family
+
+    return Model("embedded", load_family("embedded"))
+
+
+def test_every_method_has_settings_of_its_own(model) -> None:
+    texts = {name: method.settings(model, CASE) for name, method in METHODS.items()}
+    texts |= {control.name: control.settings(model, CASE) for control in CONTROLS}
+    assert len(set(texts.values())) == len(texts)
+
+
+def test_all_tuned_methods_have_the_optimiser_steps_of_the_preset(model) -> None:
+    """Steps of both stages, batch, rank and rates; the one ablation that has no first stage has its rest."""
+    preset = TUNED["fym"].config(model, CASE)
+    steps = preset.spatial.steps + preset.temporal.steps
+    for name, method in TUNED.items():
+        config = method.config(model, CASE)
+        expected = preset.temporal.steps if name == "no-spatial-stage" else steps
+        assert config.spatial.steps + config.temporal.steps == expected, name
+        for stage in ("spatial", "temporal"):
+            ours, theirs = getattr(config, stage), getattr(preset, stage)
+            for field in ("batch_size", "rank", "alpha", "learning_rate", "weight_decay"):
+                assert getattr(ours, field) == getattr(theirs, field), (name, stage, field)
+
+
+@pytest.mark.parametrize("name", ["lora", "two-stage", "motiondirector"])
+def test_baselines_have_nothing_of_the_method(model, name: str) -> None:
+    config = METHODS[name].config(model, CASE)  # type: ignore[attr-defined]
+    assert config.heads.grouping == "all" and config.temporal.sparse_frames == 49
+    assert config.temporal.positions == "none" and config.temporal.latents == "encode"
+    assert config.temporal.motion_weight == 0 == config.temporal.lowest_noise
+    assert config.temporal.debias == (name == "motiondirector")
+
+
+def test_fym_is_the_preset(model) -> None:
+    config = TUNED["fym"].config(model, CASE)
+    config.clip.path = config.clip.prompt = ""
+    assert config == load_config(None, {"model.path": "embedded"})
+
+
+def test_settings_are_made_up_on_the_command_line(model) -> None:
+    method = find_method("two-stage temporal.rank=4, generate.temporal_scale=0.5")
+    assert method.name == "two-stage temporal.rank=4,generate.temporal_scale=0.5"
+    config = method.config(model, CASE)  # type: ignore[attr-defined]
+    assert (config.temporal.rank, config.generate.temporal_scale) == (4, [0.5])
+    assert config.heads.grouping == "all"
+    with pytest.raises(UserError, match=r"did you mean temporal\.rank"):
+        find_method("fym temporal.rnak=4").settings(model, CASE)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("fmy", "no method 'fmy'.*Take fym"), ("base temporal.rank=4", "base has no settings")],
+)
+def test_what_is_no_method_is_said(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        find_method(text)
