@@ -16,6 +16,8 @@ import tomli_w
 from fym.errors import UserError
 from fym.options import Option, about, closest, flatten, get, option, options_of, put, show, tomllib
 
+LARGEST_FILE = 1 << 20  # bytes; one with every option takes 10 kB
+
 
 def _frames_4k1(value: int) -> str | None:
     if value == 0 or (value >= 5 and value % 4 == 1):
@@ -376,10 +378,14 @@ def _conflicts(config: Config) -> list[str]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(LARGEST_FILE + 1)
+        if len(data) > LARGEST_FILE:
+            raise ValueError(f"it has more than {LARGEST_FILE >> 20} MB")
+        return tomllib.loads(data.decode())
     except FileNotFoundError:
         raise UserError(f"{path} cannot be read", "there is no such file", "`fym init` writes one") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read", str(error.strerror or error), "Check the path") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # wrong syntax, too many digits, lists in lists in lists
         raise UserError(f"{path} is not a TOML file", str(error), "Correct that place in the file") from None

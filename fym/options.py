@@ -75,19 +75,21 @@ class Option:
         if self.kind is not str or text[:1] in ("[", '"', "'"):
             try:
                 value = tomllib.loads(f"value = {text}")["value"]
-            except tomllib.TOMLDecodeError:
+            except (ValueError, RecursionError):
                 value = text  # a plain word or a number with a typing mistake: convert() judges it
         return self.convert(value)
 
     def _scalar(self, value: Any) -> Any:
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+            value = float(value) if abs(value) < sys.float_info.max else math.inf
         # bool is a subclass of int: true is not a whole number here.
         fits = isinstance(value, self.kind) and (self.kind is bool or not isinstance(value, bool))
         if fits and self.choices:
             fits = value in self.choices
         if fits and self.kind in (int, float):
-            fits = math.isfinite(value) and (self.low is None or value >= self.low)
+            fits = abs(value) < (2**63 if self.kind is int else math.inf) and (
+                self.low is None or value >= self.low
+            )
             fits = fits and (self.high is None or value <= self.high)
         if not fits:
             near = closest(value, self.choices) if isinstance(value, str) and self.choices else None

@@ -7,6 +7,7 @@ applied).
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +25,11 @@ RATE_TOLERANCE = (
     0.25  # of a frame's duration; containers round times (33/34 ms), variable rates differ by more
 )
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-# ffmpeg would show the characters of a text file as a picture.
-NOT_VIDEO_FORMATS = {"tty"}
+# What ffmpeg opens and is no clip. It would show the characters of a text file as a picture, and a list may
+# name any file of this machine.
+NOT_VIDEO_FORMATS = {"tty": "it is a text file"} | dict.fromkeys(
+    ("concat", "hls", "dash"), "it is a list of other files"
+)
 
 Picture = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -43,7 +47,7 @@ class Source(Protocol):
 
 
 def open_source(path: Path) -> Source:
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists raises where the name is too long
         raise UserError(f"{path} cannot be read", "there is no such file", "Check the path of the clip")
     return Folder(path) if path.is_dir() else VideoFile(path)
 
@@ -73,7 +77,7 @@ class VideoFile:
 
     def _stream(self, container: Any) -> VideoStream:
         if container.format.name in NOT_VIDEO_FORMATS:
-            raise self._not_video("it is a text file")
+            raise self._not_video(NOT_VIDEO_FORMATS[container.format.name])
         cover = av.stream.Disposition.attached_pic  # the cover picture of a piece of music
         streams = [s for s in container.streams.video if not s.disposition & cover]
         if not streams:

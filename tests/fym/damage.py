@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+KINDS, CUT_OFF = 8, 0
+
 
 def damaged(data: bytes, number: int) -> bytes:
     """The `number`-th damaged version of a file; the kinds take turns."""
@@ -14,8 +16,8 @@ def damaged(data: bytes, number: int) -> bytes:
         place = draw.randrange(min(len(data), 4096))
     length = draw.randint(1, 64)
     piece = draw.randbytes(length)
-    kind = number % 8
-    if kind == 0:  # cut off
+    kind = number % KINDS
+    if kind == CUT_OFF:
         return data[:place]
     if kind == 1:  # one bit
         return data[:place] + bytes([data[place] ^ 1 << draw.randrange(8)]) + data[place + 1 :]

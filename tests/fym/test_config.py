@@ -125,6 +125,10 @@ class TestMistakes:
             ("generate.temporal_scale=3", "must be a list, each entry a number from 0 to 2"),
             ("temporal.rank", "not of the form name=value"),
             ("spatial.rank=0", "must be a whole number, 1 or more"),
+            ("spatial.rank=1" + 400 * "0", "must be a whole number, 1 or more"),
+            ("spatial.alpha=1" + 400 * "0", "must be a number, 0 or more"),
+            ("spatial.alpha=1" + 5000 * "0", "must be a number, 0 or more"),
+            ("generate.seeds=" + 5000 * "[", "must be a list"),
         ],
     )
     def test_wrong_values(self, assignment, expected):

@@ -178,6 +178,25 @@ class TestBadInput:
             path.write_bytes(data)
             assert "is not a video" in message(read_clip, path)
 
+    def test_lists_that_name_other_files(self, clip_file, tmp_path):
+        """ffmpeg would follow them to any file; what is read must be the file that was given."""
+        made = tmp_path / "list.mp4"
+        made.write_text(f"ffconcat version 1.0\nfile {clip_file.name}\n")
+        assert "list of other files" in message(read_clip, made)
+        made = tmp_path / "list.m3u8"
+        made.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{clip_file.name}\n#EXT-X-ENDLIST\n")
+        assert "list of other files" in message(read_clip, made)
+
+    def test_odd_names(self, tmp_path):
+        (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
+        for name in ("loop.mp4", "x" * 300 + ".mp4", "nul\0.mp4"):
+            assert "no such file" in message(read_clip, tmp_path / name)
+
+    def test_picture_that_is_called_a_video(self, tmp_path):
+        _, jpg = cv2.imencode(".jpg", numbered(1)[0])
+        (tmp_path / "still.mp4").write_bytes(jpg.tobytes())
+        assert "holds one frame" in message(read_clip, tmp_path / "still.mp4")
+
     def test_sound_without_pictures(self, tmp_path):
         path = tmp_path / "sound.mp4"
         with av.open(str(path), "w") as container:
