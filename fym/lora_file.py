@@ -27,6 +27,7 @@ from fym.errors import UserError
 from fym.lora_checks import FORMAT, check_container, parse_record, refuse
 
 HEADER = "fym"  # the key of the JSON record in the safetensors header
+PEFT = "lora_adapter_metadata"  # that of diffusers
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -106,18 +107,29 @@ def serialise(
     record.pop("sha256", None)
     record = json.loads(json.dumps(record))  # as it will be read: the digest is of its text
     record["sha256"] = digest(tensors, json.dumps(record, sort_keys=True))
-    # One entry where possible: safetensors writes several in a random order, and equal runs should make
-    # equal files.
     header = {HEADER: json.dumps(record, sort_keys=True)}
     if not names.alpha:
-        stems = [
-            names.stem_of(layer, p).removeprefix("transformer.")
-            for layer, heads in enumerate(adapter.heads)
-            for p in (adapter.targets if len(heads) else "")
-        ]
-        peft = {"r": adapter.rank, "lora_alpha": adapter.alpha, "target_modules": stems}
-        header["lora_adapter_metadata"] = json.dumps({f"transformer.{k}": v for k, v in peft.items()})
-    return save(tensors, metadata=header)
+        header[PEFT] = _peft(record, names)
+    return _ordered(save(tensors, metadata=header))
+
+
+def _peft(record: Mapping[str, Any], layout: Layout) -> str:
+    """The configuration that diffusers reads alpha from, as it writes it itself."""
+    stems = {name.rpartition(".lora_")[0].removeprefix("transformer.") for name in _tensors(record, layout)}
+    config = {"r": record["rank"], "lora_alpha": record["alpha"], "target_modules": sorted(stems)}
+    return json.dumps({f"transformer.{key}": value for key, value in config.items()})
+
+
+def _ordered(data: bytes) -> bytes:
+    """The file with its header's entries sorted: safetensors shuffles them, and equal runs make equal files."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    if len(header["__metadata__"]) < 2:
+        return data
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def read(path: Path) -> tuple[HeadLora, dict[str, Any]]:
@@ -129,13 +141,16 @@ def read(path: Path) -> tuple[HeadLora, dict[str, Any]]:
     check_container(path)
     try:
         with safe_open(str(path), framework="pt") as file:
-            record = parse_record((file.metadata() or {}).get(HEADER))
+            header = file.metadata() or {}
+            record = parse_record(header.get(HEADER))
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             layout = _layout(slices)
             wanted = _tensors(record, layout)
             _check_shapes(wanted, {name: tuple(part.get_shape()) for name, part in slices.items()})
             found = {name: file.get_tensor(name).clone() for name in wanted}
         _check_values(found, record)
+        if not layout.alpha and header.get(PEFT) != _peft(record, layout):
+            raise ValueError(f"{PEFT} in its header, where diffusers reads alpha, is not that of its record")
         return _adapter(found, record, layout), record
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         refuse(path, str(error).partition("\n")[0] or type(error).__name__, error)

@@ -124,6 +124,9 @@ class VideoFile:
             rest = self.path.read_bytes()[self._end - 1 :].rstrip(b"\0")
             if rest != b";":
                 raise self._damaged("what follows there is not a gif")
+        announced_bytes = announced_size(self.path)
+        if announced_bytes > self.path.stat().st_size:
+            raise self._damaged(f"the file ends there, {announced_bytes} bytes are announced")
         # Matroska and WebM note when each stream ends, "00:00:01.234".
         announced = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
         last = self._times[-1] if self._times else None
@@ -213,3 +216,30 @@ def upright(frame: VideoFrame) -> tuple[Picture, bool]:
     picture = frame.to_ndarray(format="rgba" if transparent else "rgb24")
     quarters = round(frame.rotation / 90) % 4  # counter-clockwise, as in np.rot90
     return np.ascontiguousarray(np.rot90(picture, quarters)), quarters % 2 == 1
+
+
+def announced_size(path: Path) -> int:
+    """The bytes that an AVI, Matroska or WebM file has by its own header; 0 where nothing is said.
+
+    Sources: RIFF's chunk size; EBML's element sizes (RFC 8794, section 6), unknown in recordings of streams.
+    """
+    with path.open("rb") as file:
+        start = file.read(256)
+    if start[:4] == b"RIFF":
+        size = int.from_bytes(start[4:8], "little")
+        return 8 + size if size < 2**32 - 1 else 0
+    if start[:4] != b"\x1a\x45\xdf\xa3":
+        return 0
+    size, end = _ebml_size(start, 4)
+    segment = end + size
+    if start[segment : segment + 4] != b"\x18\x53\x80\x67" or len(start) < segment + 12:
+        return 0
+    size, end = _ebml_size(start, segment + 4)
+    return end + size if size else 0
+
+
+def _ebml_size(data: bytes, place: int) -> tuple[int, int]:
+    """An element's size (0 = unknown), as many bytes as its first one has leading zeros and one; its end."""
+    length = 9 - data[place].bit_length()
+    size = int.from_bytes(data[place : place + length], "big") & ((1 << 7 * length) - 1)
+    return (0 if size == (1 << 7 * length) - 1 else size), place + length

@@ -44,7 +44,10 @@ class WanFamily(Family):
         try:
             with _no_progress_bars():
                 pipeline = WanPipeline.from_pretrained(
-                    str(folder), dtype={"default": dtype, "vae": torch.float32}, local_files_only=True
+                    str(folder),
+                    dtype={"default": dtype, "vae": torch.float32},
+                    local_files_only=True,
+                    use_safetensors=True,  # a pickle is never opened
                 )
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]

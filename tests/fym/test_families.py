@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import fym_kernels
 from fym.adapters import AdapterStack, HeadLora
@@ -294,6 +295,11 @@ def test_every_kind_of_wrong_model_is_named(tiny_wan, tmp_path):
     shutil.rmtree(half / "vae")
     broken = shutil.copytree(tiny_wan(), tmp_path / "broken")
     (broken / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"no weights")
+    pickled = (
+        shutil.copytree(tiny_wan(), tmp_path / "pickled") / "vae" / "diffusion_pytorch_model.safetensors"
+    )
+    torch.save(load_file(pickled), pickled.with_suffix(".bin"))
+    pickled.unlink()
     for name, message in {
         "empty": "no model_index.json",
         "file": "it is a file",
@@ -301,6 +307,7 @@ def test_every_kind_of_wrong_model_is_named(tiny_wan, tmp_path):
         "other": "is a FluxPipeline: only WanPipeline",
         "half": "incomplete: there is no folder vae",
         "broken": "cannot be loaded",
+        "pickled": "cannot be loaded: Error no file named diffusion_pytorch_model.safetensors",
     }.items():
         with pytest.raises(UserError, match=message):
             load_family(str(tmp_path / name))

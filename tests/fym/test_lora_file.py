@@ -233,6 +233,17 @@ class TestRecord:
         assert load_motion_file(tmp_path / "x.safetensors").temporal.rank == 3
 
 
+def test_alpha_is_the_same_for_diffusers(make_adapter, tmp_path):
+    """It reads alpha from an entry of its own, which must not be another than the record's."""
+    whole = serialise(make_adapter([[0, 2], [1]]), ABOUT, layout="diffusers")
+    assert whole == serialise(make_adapter([[0, 2], [1]]), ABOUT, layout="diffusers")
+    header, rest = parts(whole)
+    peft = header["__metadata__"]["lora_adapter_metadata"]
+    header["__metadata__"]["lora_adapter_metadata"] = peft.replace('lora_alpha": 1.5', 'lora_alpha": 15')
+    (tmp_path / "x.safetensors").write_bytes(joined(header, rest))
+    assert "where diffusers reads alpha" in message(tmp_path / "x.safetensors")
+
+
 def test_every_command_refuses_with_code_2_and_without_a_traceback(whole, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("bad.safetensors").write_bytes(whole[:-7])
@@ -256,11 +267,15 @@ def test_a_broken_neighbour_is_named(tmp_path, make_adapter):
 
 def outcomes(whole: bytes, folder: Path, count: int) -> dict[str, int]:
     """How `count` damaged versions end: refused, or read with every tensor as it was."""
-    path, seen = folder / "x.safetensors", {"refused": 0, "read, unchanged": 0}
+    path, seen = folder / "x.safetensors", {"refused": 0, "read": 0, "not changed": 0}
     path.write_bytes(whole)
     good = load_motion_file(path)
     for number in range(count):
-        path.write_bytes(damaged(whole, number))
+        data = damaged(whole, number)
+        if data == whole:  # zeros over zeros, a figure that is drawn again
+            seen["not changed"] += 1
+            continue
+        path.write_bytes(data)
         started = time.monotonic()
         try:
             found = load_motion_file(path)
@@ -270,25 +285,23 @@ def outcomes(whole: bytes, folder: Path, count: int) -> dict[str, int]:
             assert found.metadata == good.metadata, number
             for one, other in zip(found.temporal.parameters(), good.temporal.parameters(), strict=True):
                 assert torch.equal(one, other), number
-            seen["read, unchanged"] += 1
+            seen["read"] += 1
         assert time.monotonic() - started < 5, number
     return seen
 
 
 @pytest.mark.parametrize("layout", ["fym", "diffusers", "kohya"])
-def test_damage_is_refused_or_harmless(make_adapter, tmp_path, layout):
-    """No traceback, no hang, and no value that is not the written one. Harmless is what lies outside the
-    record and the tensors: a second entry of the header, or its spaces."""
-    whole = serialise(make_adapter([[0, 2], []]), ABOUT, layout=layout)
-    seen = outcomes(whole, tmp_path, 240)
-    assert seen["refused"] > 200
+def test_damage_is_refused(make_adapter, tmp_path, layout):
+    """No traceback, no hang, no value that is not the written one. Only a change in the spaces that fill up
+    the header can go unnoticed."""
+    seen = outcomes(serialise(make_adapter([[0, 2], []]), ABOUT, layout=layout), tmp_path, 240)
+    assert seen["refused"] > 230
 
 
 @pytest.mark.slow
 def test_damage_in_thousands(make_adapter, tmp_path, capsys):
     for layout in LAYOUTS:
-        whole = serialise(make_adapter([[0, 2], []]), ABOUT, layout=layout)
-        seen = outcomes(whole, tmp_path, 2000)
+        seen = outcomes(serialise(make_adapter([[0, 2], []]), ABOUT, layout=layout), tmp_path, 2000)
         with capsys.disabled():
             print(f"\n{layout}: {seen}")
-        assert sum(seen.values()) == 2000
+        assert seen["refused"] > 1990
