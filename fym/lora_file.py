@@ -121,7 +121,7 @@ def _peft(record: Mapping[str, Any], layout: Layout) -> str:
 
 
 def _ordered(data: bytes) -> bytes:
-    """The file with its header's entries sorted: safetensors shuffles them, and equal runs make equal files."""
+    """The file with its header's entries sorted: safetensors shuffles them, equal runs make equal files."""
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
     if len(header["__metadata__"]) < 2:
