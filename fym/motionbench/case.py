@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,10 +16,6 @@ from fym.embedded.scenes import FPS, SIZE, Scene, render
 from fym.errors import UserError
 from fym.motionbench.scenes import Look, Motion, film
 from fym.video import read_clip
-
-CATEGORIES = ("camera", "object", "objects", "human")
-PARTS = ("synthetic", "real")
-SPLITS = ("development", "test")
 
 
 @dataclass(frozen=True)
@@ -43,17 +40,18 @@ class Source:
     attribution: str = ""
     start: int = 0  # first frame
     frames: int = 0  # 0: all there are
+    fps: float = 0.0  # frames per second; 0: as the file says
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A reference and at least three targets.
+    """A reference and at least three targets (a DAVIS sequence nobody has written prompts for has none).
 
     Settings are chosen on the cases of the split "development" only; those of "test" confirm them.
     """
 
     name: str  # "object/zig-zag", unique
-    category: str  # one of CATEGORIES, or "unsorted" for a clip nobody has sorted
+    category: str  # one of CATEGORIES, or UNSORTED
     part: str  # one of PARTS
     split: str  # one of SPLITS
     prompt: str  # caption of the reference, naming no motion
@@ -66,7 +64,7 @@ class Case:
     @property
     def file_name(self) -> str:
         """The name without what a file name cannot hold."""
-        return self.name.replace("/", "-").replace(" ", "_")
+        return re.sub(r"[^\w.,-]", "_", self.name.replace("/", "-"))
 
     @property
     def shown(self) -> Mapping[str, str]:
@@ -83,8 +81,12 @@ class Case:
         return self._filmed(target.look) if target.look else None
 
     def _filmed(self, look: Look) -> Scene:
+        return film(self._moves, look, name=self.name)
+
+    @cached_property
+    def _moves(self) -> Motion:
         assert self.motion is not None
-        return film(self.motion(self.seed), look, name=self.name)
+        return self.motion(self.seed)
 
     def clip(self, size: int = 0) -> tuple[Tensor, float]:
         """Frames (F,H,W,3) uint8 and frames per second, rendered or decoded now.
@@ -103,7 +105,7 @@ class Case:
                 f"its SHA-256 is {clip.sha256[:12]}..., the manifest says {source.sha256[:12]}...",
                 "Fetch it again, or correct the manifest",
             )
-        return clip.frames, clip.fps
+        return clip.frames, source.fps or clip.fps
 
     def sha256(self, size: int = 0) -> str:
         """Of shape and bytes of the frames."""
@@ -122,8 +124,7 @@ class Case:
             "seed": self.seed,
         }
         if self.source is not None:
-            source = {**vars(self.source), "path": str(self.source.path)}
-            out["source"] = source
+            out["source"] = {**vars(self.source), "path": str(self.source.path)}
         return out
 
 

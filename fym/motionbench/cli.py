@@ -1,4 +1,4 @@
-"""`fym motionbench`: score a pair of clips, certify a metric."""
+"""`fym motionbench`: the data set, the score of a pair of clips, the certificate of a metric."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 
 from fym.console import Console
 from fym.errors import UserError
+from fym.motionbench.cli_data import list_cases, render
 from fym.motionbench.cli_run import run
 
 
@@ -17,6 +18,8 @@ def motionbench() -> None:
     """Measure how well a clip moves like another, and what the measures see."""
 
 
+motionbench.add_command(list_cases)
+motionbench.add_command(render)
 motionbench.add_command(run)
 
 

@@ -8,6 +8,7 @@ from functools import lru_cache, partial
 from fym.embedded.scenes import DEVELOPMENT
 from fym.errors import UserError
 from fym.motionbench.case import Case, Target
+from fym.motionbench.real import packaged
 from fym.motionbench.scenes import Motion, camera, human, several, single
 from fym.motionbench.scenes.looks import looks
 
@@ -39,13 +40,13 @@ def cases(
 
     Raises UserError for a name that there is not.
     """
-    every = {case.name: case for case in (*synthetic(), *more)}
+    every = {case.name: case for case in (*synthetic(), *packaged(), *more)}
     names = list(names)
     unknown = [name for name in names if name not in every]
     if unknown:
         raise UserError(
             f"there is no case {unknown[0]!r}",
-            f"{DATASET} {VERSION} has {len(every)} others",
+            f"{len(every)} others are known",
             "`fym motionbench list` prints them",
         )
     found = [every[name] for name in names] or list(every.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fym.embedded.scenes import SIZE, Scene, Thing, render_with_masks
+from fym.embedded.scenes import SIZE, Scene, Thing, figure, render_with_masks
 from fym.tracks import Bools, Floats, Tracks, start_points
 
 Numbers = npt.NDArray[np.float64]
@@ -15,10 +15,9 @@ def true_tracks(scene: Scene, *, size: int) -> Tracks:
     """Tracks of a scene rendered at size x size pixels, from the start points of `fym.tracks.track`.
 
     A point belongs to the foremost object at its start, or to the ground. It is lost, for good in either
-    direction of time, when it is hidden or leaves the frame. A person has no rigid points: ValueError.
+    direction of time, when it is hidden or leaves the frame. A person's points stay on the bone nearest at
+    their start: see `figure.carried`.
     """
-    if any(thing.pose is not None for thing in scene.things):
-        raise ValueError("a person has no rigid points to track")
     place, born = start_points((scene.frames, size, size))
     scale = size / SIZE
     begin = (place + 0.5) / scale  # frame positions in the scene's unit
@@ -54,7 +53,8 @@ def _carried(scene: Scene, thing: Thing | None, begin: Floats, born: npt.NDArray
         path, radius = _every(thing.path, frames), _every(thing.radius, frames)
         angle = _every(thing.angle, frames)
         own = _turned((world - path[born]) / radius[born, None], -angle[born])
-        world_path = radius[:, None] * _turned(own[:, None], angle) + path
+        kept = own[:, None] if thing.pose is None else figure.carried(own, born, thing.pose)
+        world_path = radius[:, None] * _turned(kept, angle) + path
     return zoom[:, None] * _turned(world_path - centre, -roll) + SIZE / 2
 
 

@@ -108,3 +108,30 @@ def centre_of_area(pose: np.ndarray, *, grid: int = 96) -> np.ndarray:
     area = cover.sum((1, 2))
     centre = torch.stack([(cover * axis).sum((1, 2)), (cover * axis[:, None]).sum((1, 2))], 1) / area[:, None]
     return (centre + middle).double().numpy()
+
+
+def carried(points: np.ndarray, born: np.ndarray, pose: np.ndarray) -> np.ndarray:
+    """(N, F, 2): points (N, 2) of the silhouette in frame `born` (N,), moved with their bones.
+
+    A point belongs to the bone in whose outline it lies deepest, and keeps its share along that bone and its
+    distance beside it; points of the head turn with the neck.
+    """
+    index = {name: i for i, name in enumerate(JOINTS)}
+    starts = pose[:, [index[a] for a, _, _ in _BONES]]  # (F, B, 2)
+    along = pose[:, [index[b] for _, b, _ in _BONES]] - starts
+    head = [a == b for a, b, _ in _BONES].index(True)
+    along[:, head] = starts[:, head] - pose[:, index["neck"]]
+    length = np.linalg.norm(along, axis=-1).clip(1e-6)
+    unit = along / length[..., None]
+    offset, axis = points[:, None] - starts[born], unit[born]  # (N, B, 2)
+    far = (offset * axis).sum(-1)
+    beside = offset[..., 1] * axis[..., 0] - offset[..., 0] * axis[..., 1]
+    share = (far / length[born]).clip(0, 1)
+    share[:, head] = 0.0
+    past = far - share * length[born]
+    bone = (np.hypot(past, beside) - [thickness for _, _, thickness in _BONES]).argmin(1)
+    share, past, beside = (v[np.arange(len(points)), bone][:, None, None] for v in (share, past, beside))
+    joint, unit = (v[:, bone].swapaxes(0, 1) for v in (starts, unit))  # (N, F, 2)
+    reach = share * length[:, bone].T[..., None] + past
+    side = np.stack([-unit[..., 1], unit[..., 0]], -1)
+    return joint + reach * unit + beside * side

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fym.embedded.scenes import Camera, Ground, Scene, Thing, sample_scene
+from fym.embedded.scenes import Camera, Ground, Scene, Thing
 from fym.errors import UserError
 from fym.motionbench.defects import make_case
 from fym.motionbench.trackers import DIS, LUCAS_KANADE, find_tracker
@@ -39,13 +39,6 @@ def test_true_tracks_follow_the_camera_and_the_objects():
     assert np.ptp(start[outside], axis=1).max() == 0
     passed = outside & (np.linalg.norm(start[:, 0] + 0.5 - [28, 24], axis=-1) < 6)
     assert passed.any() and not found.visible[found.starts == 0][passed, -1].any()  # hidden at last
-
-
-def test_a_person_has_no_true_tracks():
-    """Its joints move, its surface is not rigid: ValueError."""
-    scene = sample_scene(np.random.default_rng(0), kind="person", frames=5)
-    with pytest.raises(ValueError, match="person"):
-        true_tracks(scene, size=48)
 
 
 @pytest.mark.parametrize("tracker", [LUCAS_KANADE, DIS], ids=["lk", "dis"])
