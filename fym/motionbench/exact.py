@@ -54,7 +54,7 @@ class Seen:
         The mean over the scene's moving objects, of which one that is not found counts 0; that of the camera
         where no object moves.
         """
-        moving = [n for n, thing in enumerate(scene.things) if _moves(thing)]
+        moving = [n for n, thing in enumerate(scene.things) if _moves(thing, scene.tracks[n])]
         if not moving:
             return self.camera_cosine(scene) if scene.camera.moves else math.nan
         tracks = scene.tracks[:, : len(self.reading.present)]
@@ -103,5 +103,6 @@ class Seen:
                 leaked[name] = float(np.mean([s == own for s, (own, _) in zip(seen, named, strict=True)]))
 
 
-def _moves(thing: Thing) -> bool:
-    return thing.pose is not None or float(np.ptp(thing.path, axis=0).max()) > STILL
+def _moves(thing: Thing, track: np.ndarray) -> bool:
+    """In the frame: a thing that the camera goes with is at rest."""
+    return thing.pose is not None or float(np.ptp(track, axis=0).max()) > STILL

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from fym.motionbench.scenes import camera, human
 from fym.motionbench.suite import DATASET, VERSION, cases, synthetic
 from fym.motionbench.truth import true_tracks
 
+DOCUMENT = Path(__file__).parents[3] / "docs" / "motionbench.md"
 CASES = synthetic()
 TIMES = np.linspace(0, 1, scenes.FRAMES)
 MOVING = {word for phrase, _ in scenes.MOTIONS.values() for word in phrase.split()}
@@ -241,3 +243,12 @@ def test_lengths_scale_with_the_size():
         small, large = case.clip()[0].float(), case.clip(96)[0].float()
         halved = large.unflatten(1, (48, 2)).unflatten(3, (48, 2)).mean((2, 4))
         assert (halved - small).abs().mean() < 1.0
+
+
+def test_the_documentation_names_every_case():
+    """Each motion stands in the row and column of its category and split."""
+    rows = [line.split("|") for line in DOCUMENT.read_text("utf-8").splitlines() if line.startswith("| `")]
+    table = {row[1].split("`")[1]: row[2:4] for row in rows if "+" in row[1]}
+    for case in CASES:
+        column = table[case.category][("test", "development").index(case.split)]
+        assert case.name.split("/")[1] in column

@@ -64,7 +64,7 @@ def test_what_is_written_is_the_motion(capsys, tmp_path):
         clip = read_clip(folder / "clip.mp4")
         assert clip.frames.shape == (49, 96, 96, 3)
         assert (clip.frames.float() - case.clip(96)[0].float()).abs().mean() < 6
-        masks = np.unpackbits(truth["masks"], axis=-1).reshape(-1, 49, 96, 96)
+        masks = np.unpackbits(truth["masks"], axis=-1, count=96 * 96).reshape(-1, 49, 96, 96)
         exact = render_with_masks(case.scene, size=96)[1].numpy()
         assert np.array_equal(masks, exact > 0.5)
         y, x = np.nonzero(masks[-1, 20])
