@@ -104,5 +104,5 @@ class Seen:
 
 
 def _moves(thing: Thing, track: np.ndarray) -> bool:
-    """In the frame: a thing that the camera goes with is at rest."""
-    return thing.pose is not None or float(np.ptp(track, axis=0).max()) > STILL
+    """In the world and in the frame: what the camera passes or goes with has no motion of its own."""
+    return thing.pose is not None or all(np.ptp(path, axis=0).max() > STILL for path in (thing.path, track))

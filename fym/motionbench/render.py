@@ -56,8 +56,8 @@ def truth(scene: Scene, size: int) -> dict[str, np.ndarray]:
     """The exact motion of a scene rendered at size x size; N objects, F frames, P points, lengths in pixels.
 
     centres (N, F, 2) of the objects and, of a person, joints (F, 16, 2), both with pixel edges at integers;
-    masks (N, F, bytes): size * size bits, rows first (`numpy.unpackbits`), set where an object covers more than
-    half of a pixel and is not hidden; camera_centre (F, 2), camera_zoom (F,), camera_roll (F,) radians;
+    masks (N, F, bytes): size * size bits, rows first (`numpy.unpackbits`), set where an object covers more
+    than half of a pixel and is not hidden; camera_centre (F, 2), camera_zoom (F,), camera_roll (F,) radians;
     points (P, F, 2) with pixel centres at integers, as trackers have it, visible (P, F), starts (P,): tracks
     of a grid (see `true_tracks`).
     """

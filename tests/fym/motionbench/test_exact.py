@@ -103,6 +103,9 @@ def test_the_camera_counts_where_nothing_else_moves() -> None:
     still = replace(scene, things=(thing("circle", "red", np.full((1, 2), 24.0)),))
     both = seen(render(still), still, still).scores()
     assert both["cosine"] == both["camera_cosine"] > 0.9
+    followed = replace(scene, things=(thing("circle", "red", camera.centre),))
+    both = seen(render(followed), followed, followed).scores()
+    assert both["cosine"] == both["camera_cosine"] > 0.9
 
 
 def test_an_object_that_only_turns_has_no_cosine() -> None:
