@@ -20,7 +20,7 @@ from fym.motion_file import check_same_model, made_with, pair_of, read_spatial, 
 OF_THE_FILE = (
     *("format", "compact", "heads", "num_heads", "head_dim", "targets", "alpha", "pair", "sha256", "parts"),
 )
-SHARED = ("model_id", "model_hash", "family", "versions")  # said once for a composed file
+SHARED = ("model_id", "model_hash", "family", "layer_groups", "versions")  # said once for a composed file
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fym.adapters import AdapterStack, HeadLora
+from fym.adapters import HeadLora
 from fym.config import GenerateConfig
 from fym.errors import UserError
 from fym.families.base import AttentionControl, Family
@@ -117,7 +117,7 @@ def _windows(
         timestep = float(kwargs["timestep"].max())
         acting = tuple(timestep >= lowest * timesteps for _, _, lowest in parts)
         if acting not in stacks:
-            stacks[acting] = AdapterStack(
+            stacks[acting] = family.stack(
                 [part[:2] for part, acts in zip(parts, acting, strict=True) if acts]
             )
         control.stack = stacks[acting]

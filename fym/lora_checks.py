@@ -94,6 +94,10 @@ def parse_record(text: str | None) -> dict[str, Any]:
         or not all(_is_head_list(some, record["num_heads"]) for some in heads)
     ):
         raise ValueError("the head map in its header is not a sorted list of head numbers for each layer")
+    if not isinstance(record.get("family", ""), str):
+        raise ValueError("family in its header is not a text")
+    if not _are_groups(record.get("layer_groups", [len(heads)]), len(heads)):
+        raise ValueError("the kinds of layers in its header do not add up to its head map")
     for name in ("kind", "model_id", "model_hash", "pair"):
         if not isinstance(record.get(name), str):
             raise ValueError(f"{name} in its header is missing or not a text")
@@ -112,6 +116,14 @@ def _is_head_list(heads: Any, num_heads: int) -> bool:
         isinstance(heads, list)
         and all(type(head) is int and 0 <= head < num_heads for head in heads)
         and all(one < other for one, other in itertools.pairwise(heads))
+    )
+
+
+def _are_groups(groups: Any, layers: int) -> bool:
+    return (
+        isinstance(groups, list)
+        and all(type(count) is int and count >= 0 for count in groups)
+        and sum(groups) == layers
     )
 
 

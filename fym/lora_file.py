@@ -3,7 +3,7 @@
 The layouts differ in the names of the tensors and in where alpha stands; the values are the same. Each file
 carries fym's record as JSON in its header, which no other program minds: the head map, the model it belongs
 to, and a digest of everything. Reading trusts nothing: a file that is not exactly what such a file must be is
-refused with one sentence. Names are those of Wan transformers.
+refused with one sentence.
 d channels, r rank, n active heads of a layer, D head dim.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,34 +35,53 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Layout:
     """Names of a layer's tensors: stem with {layer} and {p}, then the endings of A and B.
 
+    stems: one for each kind of layers, in the order of the record's layer_groups; each counts its own layers.
     alpha: whether a tensor STEM.alpha holds it; where not, it is in the header as PEFT's configuration.
     """
 
-    stem: str
+    stems: tuple[str, ...]
     projections: Mapping[str, str]
     ends: tuple[str, str]
     alpha: bool
 
-    def stem_of(self, layer: int, projection: str) -> str:
-        return self.stem.format(layer=layer, p=self.projections[projection])
+    def stem_of(self, layer: int, projection: str, groups: Sequence[int]) -> str:
+        """groups: the number of layers of each kind."""
+        for stem, count in zip(self.stems, groups, strict=True):
+            if layer < count:
+                return stem.format(layer=layer, p=self.projections[projection])
+            layer -= count
+        raise ValueError(f"there are fewer layers than {layer + 1}")
+
+
+def _diffusers(*stems: str) -> Layout:
+    names = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"}
+    return Layout(stems, names, ("lora_A.weight", "lora_B.weight"), False)
 
 
 ORIGINAL = {p: p for p in "qkvo"}
-COMFYUI = Layout(
-    "diffusion_model.blocks.{layer}.self_attn.{p}", ORIGINAL, ("lora_A.weight", "lora_B.weight"), True
+WAN_COMFYUI = Layout(
+    ("diffusion_model.blocks.{layer}.self_attn.{p}",), ORIGINAL, ("lora_A.weight", "lora_B.weight"), True
 )
-LAYOUTS = {
-    "fym": COMFYUI,
-    "comfyui": COMFYUI,
-    "diffusers": Layout(
-        "transformer.blocks.{layer}.attn1.{p}",
-        {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"},
-        ("lora_A.weight", "lora_B.weight"),
-        False,
-    ),
-    "kohya": Layout(
-        "lora_unet_blocks_{layer}_self_attn_{p}", ORIGINAL, ("lora_down.weight", "lora_up.weight"), True
-    ),
+HUNYUAN_VIDEO = _diffusers(
+    "transformer.transformer_blocks.{layer}.attn.{p}",
+    "transformer.single_transformer_blocks.{layer}.attn.{p}",
+)
+COGVIDEOX = _diffusers("transformer.transformer_blocks.{layer}.attn1.{p}")
+# By family. "fym" is what the motion file itself has: of the layouts the one that most programs read.
+LAYOUTS: dict[str, dict[str, Layout]] = {
+    "wan": {
+        "fym": WAN_COMFYUI,
+        "comfyui": WAN_COMFYUI,
+        "diffusers": _diffusers("transformer.blocks.{layer}.attn1.{p}"),
+        "kohya": Layout(
+            ("lora_unet_blocks_{layer}_self_attn_{p}",),
+            ORIGINAL,
+            ("lora_down.weight", "lora_up.weight"),
+            True,
+        ),
+    },
+    "hunyuan_video": {"fym": HUNYUAN_VIDEO, "diffusers": HUNYUAN_VIDEO},
+    "cogvideox": {"fym": COGVIDEOX, "diffusers": COGVIDEOX},
 }
 
 
@@ -76,13 +95,20 @@ def serialise(
 ) -> bytes:
     """The whole file. compact keeps the rows of active heads alone, which no other program understands.
 
-    Raises UserError where a value does not fit into dtype.
+    Raises UserError where a value does not fit into dtype, or the model's family has no such layout.
     """
-    names = LAYOUTS[layout]
+    family = about.get("family", "wan")
+    if layout not in LAYOUTS[family]:
+        raise UserError(
+            f"There is no {layout} layout of this motion file",
+            f"fym knows no published names for adapters of {family} models in that program",
+            "Use --to diffusers",
+        )
+    names, groups = LAYOUTS[family][layout], _groups(about, len(adapter.heads))
     tensors: dict[str, Tensor] = {}
     for key, tensor in (adapter.state_dict() if compact else adapter.to_full()).items():
         layer, projection, matrix = key.removeprefix("blocks.").split(".")
-        stem = names.stem_of(int(layer), projection)
+        stem = names.stem_of(int(layer), projection, groups)
         stored = tensor.detach().cpu().to(DTYPES[dtype]).contiguous()
         if not stored.isfinite().all():
             raise UserError(
@@ -144,7 +170,7 @@ def read(path: Path) -> tuple[HeadLora, dict[str, Any]]:
             header = file.metadata() or {}
             record = parse_record(header.get(HEADER))
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            layout = _layout(slices)
+            layout = _layout(record, slices)
             wanted = _tensors(record, layout)
             _check_shapes(wanted, {name: tuple(part.get_shape()) for name, part in slices.items()})
             found = {name: file.get_tensor(name).clone() for name in wanted}
@@ -156,11 +182,22 @@ def read(path: Path) -> tuple[HeadLora, dict[str, Any]]:
         refuse(path, str(error).partition("\n")[0] or type(error).__name__, error)
 
 
-def _layout(names: Mapping[str, Any]) -> Layout:
-    for layout in LAYOUTS.values():
-        if all(name.startswith(layout.stem.partition("{")[0]) for name in names):
+def _groups(record: Mapping[str, Any], layers: int) -> Sequence[int]:
+    groups: Sequence[int] = record.get("layer_groups", (layers,))
+    return groups
+
+
+def _layout(record: Mapping[str, Any], names: Mapping[str, Any]) -> Layout:
+    family = record.get("family", "wan")
+    if family not in LAYOUTS:
+        raise ValueError(f"it is for a model of the family {family:.40}, which this version of fym lacks")
+    groups = _groups(record, len(record["heads"]))
+    for layout in LAYOUTS[family].values():
+        starts = tuple(stem.partition("{")[0] for stem in layout.stems)
+        if len(starts) == len(groups) and all(name.startswith(starts) for name in names):
             return layout
-    raise ValueError("its tensors are named in none of the layouts comfyui, diffusers and kohya")
+    known = " and ".join(name for name in LAYOUTS[family] if name != "fym")
+    raise ValueError(f"its tensors are named in none of the layouts of {family} models: {known}")
 
 
 def _tensors(record: Mapping[str, Any], layout: Layout) -> dict[str, tuple[int, ...]]:
@@ -170,7 +207,7 @@ def _tensors(record: Mapping[str, Any], layout: Layout) -> dict[str, tuple[int, 
     for layer, heads in enumerate(record["heads"]):
         part = len(heads) * record["head_dim"] if record.get("compact") else d
         for p in record["targets"] if heads else ():
-            stem = layout.stem_of(layer, p)
+            stem = layout.stem_of(layer, p, _groups(record, len(record["heads"])))
             wanted[f"{stem}.{layout.ends[0]}"] = (rank, part if p == "o" else d)
             wanted[f"{stem}.{layout.ends[1]}"] = (d if p == "o" else part, rank)
             if layout.alpha:
@@ -206,8 +243,9 @@ def _check_values(tensors: Mapping[str, Tensor], record: dict[str, Any]) -> None
 def _adapter(tensors: Mapping[str, Tensor], record: Mapping[str, Any], layout: Layout) -> HeadLora:
     options = {name: record[name] for name in ("num_heads", "head_dim", "rank", "alpha", "targets")}
     adapter = HeadLora(record["heads"], **options)
+    groups = _groups(record, len(record["heads"]))
     named = {
-        f"blocks.{layer}.{p}.{matrix}": tensors[f"{layout.stem_of(layer, p)}.{end}"]
+        f"blocks.{layer}.{p}.{matrix}": tensors[f"{layout.stem_of(layer, p, groups)}.{end}"]
         for layer, heads in enumerate(record["heads"])
         for p in (record["targets"] if heads else "")
         for matrix, end in zip(("lora_A", "lora_B"), layout.ends, strict=True)

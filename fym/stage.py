@@ -86,7 +86,7 @@ def run_stage(
                 sample = stage.draw(state.generator, settings.batch_size)
                 if sample.active not in stacks:
                     active = [(state.adapters[name], 1.0) for name in sample.active]
-                    stacks[sample.active] = AdapterStack(active, fold=family.dtype == torch.float32)
+                    stacks[sample.active] = family.stack(active)
                 control.stack, control.time_positions = stacks[sample.active], sample.positions
                 loss, terms = _loss(family, stage, state.generator, sample)
                 loss.backward()
@@ -131,11 +131,13 @@ def _loss(
 ) -> tuple[Tensor, tuple[float, float]]:
     """The loss of one noisy batch and its two terms for the log. All random numbers are drawn on the CPU."""
     schedule, latents = family.schedule, sample.latents
-    sigma = schedule.draw(len(latents), generator, stage.tune.noise, stage.lowest_noise)
+    sigma = schedule.draw(
+        len(latents), generator, stage.tune.noise, max(stage.lowest_noise, family.lowest_noise)
+    )
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
     anchor = int(torch.randint(latents.shape[2], (1,), generator=generator)) if stage.debias else None
     sigma = sigma.to(latents.device)
-    noisy, target = schedule.add_noise(latents, noise, sigma), schedule.target(latents, noise)
+    noisy, target = schedule.add_noise(latents, noise, sigma), schedule.target(latents, noise, sigma)
     weight = schedule.weight(sigma, stage.tune.weighting)
     pred = family.predict(noisy, schedule.timestep(sigma), sample.text)
     loss = tuning_loss(pred, target, weight, motion_weight=stage.motion_weight, anchor=anchor)

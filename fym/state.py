@@ -89,7 +89,7 @@ def begin(
             head_dim=family.head_dim,
             rank=settings.rank,
             alpha=settings.alpha,
-            targets=config.tune.targets,
+            targets="".join(p for p in config.tune.targets if p in family.targets),
             generator=state.generator,
         ).to(family.device)
     if not state.adapters["temporal"].num_parameters():

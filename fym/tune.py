@@ -73,6 +73,8 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
     spatial, temporal = state.adapters["spatial"], state.adapters["temporal"]
     title, rows = heads_table(head_map, spatial, temporal)
     console.table(title, rows)
+    if spatial.targets != config.tune.targets:
+        console.info(f"{family.model_id} takes adapters on {', '.join(spatial.targets)} only")
     if resumed:
         console.info(f"going on after step {state.step} of the {state.stage} stage")
     stages = [_stage(name, config, material, sparse) for name in STAGES[STAGES.index(state.stage) :]]
@@ -240,6 +242,7 @@ def _about(config: Config, family: Family, clip: Clip, sparse: SparseClip) -> di
         "model_id": family.model_id,
         "model_hash": family.model_hash,
         "family": family.name,
+        "layer_groups": list(family.layer_groups),
         "caption": config.clip.prompt,
         "clip_sha256": clip.sha256,
         "clip_start": config.clip.start,

@@ -36,7 +36,7 @@ def training_step(
     def run() -> None:
         sigma = schedule.draw(len(latents), generator)
         noise = torch.randn(latents.shape, generator=generator)
-        noisy, target = schedule.add_noise(latents, noise, sigma), schedule.target(latents, noise)
+        noisy, target = schedule.add_noise(latents, noise, sigma), schedule.target(latents, noise, sigma)
         value = loss(noisy, target, schedule.timestep(sigma), text, schedule.weight(sigma), MOTION_WEIGHT)
         value.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -43,7 +43,7 @@ def tune(family: Family, config: Config, material: Material, *, all_frames: bool
             loss = naive.tuning_loss(
                 family.transformer,
                 schedule.add_noise(latents, noise, sigma),
-                schedule.target(latents, noise),
+                schedule.target(latents, noise, sigma),
                 schedule.timestep(sigma),
                 material.text,
                 schedule.weight(sigma, config.tune.weighting),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fym.adapters import AdapterStack, HeadLora
-from fym.flow import FlowMatching
+from fym.flow import Schedule
 
 OnQK = Callable[[int, Tensor, Tensor], None]
 
@@ -59,7 +59,7 @@ class Defaults:
     num_inference_steps: int
     guidance_scale: float
     max_sequence_length: int
-    training_shift: float
+    training_shift: float  # of flow matching
 
 
 class Family(ABC):
@@ -72,12 +72,15 @@ class Family(ABC):
     model_hash: str  # of the transformer's config and weights, see fym.families.fingerprint
     encoder_hash: str  # of what makes latents and text embeddings
     defaults: Defaults
-    schedule: FlowMatching
+    schedule: Schedule
+    lowest_noise: float = 0.0  # from which level on `transformer` acts; below, the model has another one
+    layer_groups: tuple[int, ...]  # layers of each kind, in the order in which they are counted
     num_layers: int
     num_heads: int
     head_dim: int
     device: torch.device
     dtype: torch.dtype  # of the transformer
+    targets: str = "qkvo"  # projections that can have an adapter
     recompute: str = "none"  # in the backward pass: "none", "ffn" or "block"; read by `attention`
 
     @property
@@ -96,6 +99,10 @@ class Family(ABC):
     def default_fps(self) -> float:
         return self.defaults.fps
 
+    def stack(self, adapters: Sequence[tuple[HeadLora, float]]) -> AdapterStack:
+        """Adapters with their strengths, laid out as it is quickest for the model's dtype."""
+        return AdapterStack(adapters, fold=self.dtype == torch.float32)
+
     @abstractmethod
     def encode_video(self, frames: Tensor) -> Tensor:
         """(F,H,W,3) uint8 to (C,F',h,w) fp32 normalised latents, deterministic. F is 4k+1."""
@@ -106,7 +113,8 @@ class Family(ABC):
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """(N,L,d_text) embeddings, padded as the model's pipeline does it."""
+        """(N,L,d_text) embeddings, padded as the model's pipeline does it; a family may add rows and columns
+        for whatever else it needs, which nothing but its own `predict` and `sample` reads."""
 
     @abstractmethod
     def predict(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:

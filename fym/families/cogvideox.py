@@ -8,7 +8,9 @@ no RoPE at all. Shapes: B batch, L tokens of the text, S of the latents, d chann
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,9 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fym_kernels
-from fym.adapters import AdapterStack, HeadLora
-from fym.families.base import AttentionControl, OnQK
-from fym.families.projections import check_plain, installed, project, project_out
+from fym.errors import UserError
+from fym.families.base import AttentionControl, Defaults
+from fym.families.pipeline import PipelineFamily
+from fym.families.projections import attending, project, project_out
+from fym.flow import VPrediction
 
 
 class CogVideoXAttention:
@@ -89,22 +93,13 @@ def positions(control: AttentionControl, sample: tuple[int, int] | None) -> tupl
 
 
 @contextmanager
-def attention(
-    transformer: Any,
-    *,
-    adapters: Sequence[tuple[HeadLora, float]] = (),
-    time_positions: Tensor | None = None,
-    on_qk: OnQK | None = None,
-) -> Iterator[AttentionControl]:
-    """As Family.attention, for a CogVideoXTransformer3DModel.
+def attention(transformer: Any, control: AttentionControl) -> Iterator[None]:
+    """As `PipelineFamily.acting`, for a CogVideoXTransformer3DModel.
 
     An adapter acts on text and latents alike; on_qk sees the latents' tokens. Raises UserError for layers
     that take no adapter.
     """
     blocks, config = transformer.transformer_blocks, transformer.config
-    if adapters:
-        check_plain([block.attn1 for block in blocks])
-    control = AttentionControl(AdapterStack(adapters), time_positions, on_qk)
     patch, patch_t = config.patch_size, config.patch_size_t
     sample = None if patch_t is not None else (config.sample_height // patch, config.sample_width // patch)
     processors = {
@@ -112,13 +107,123 @@ def attention(
         for layer in range(len(blocks))
     }
 
-    def note_grid(module: Any, inputs: tuple[Tensor, ...]) -> None:
+    def grid(inputs: tuple[Any, ...]) -> tuple[int, int, int]:
         frames, height, width = (inputs[1].shape[i] for i in (1, 3, 4))  # latents (B,F',C,h,w)
-        control.grid = -(-frames // (patch_t or 1)), height // patch, width // patch
+        return -(-frames // (patch_t or 1)), height // patch, width // patch
 
-    hook = transformer.patch_embed.register_forward_pre_hook(note_grid)
+    embed = transformer.patch_embed
+    moved = embed.register_forward_hook(lambda module, inputs, out: _move_in_time(module, out, control))
     try:
-        with installed(transformer, processors):
-            yield control
+        with attending(transformer, control, [b.attn1 for b in blocks], processors, embed, grid):
+            yield
     finally:
-        hook.remove()
+        moved.remove()
+
+
+def _move_in_time(embed: Any, tokens: Tensor, control: AttentionControl) -> Tensor:
+    """The 2B model has no RoPE but sine and cosine of a token's place added to it; the first quarter of the
+    channels tells the time. Moves those of the latents' tokens to the time positions that were set."""
+    if control.time_positions is None or not embed.use_positional_embeddings:
+        return tokens
+    from diffusers.models.embeddings import get_1d_sincos_pos_embed_from_grid
+
+    channels, times = tokens.shape[-1] // 4, control.positions()[0]
+    plain = torch.arange(len(times), dtype=torch.float64)
+    new, old = (
+        get_1d_sincos_pos_embed_from_grid(channels, t / embed.temporal_interpolation_scale, output_type="pt")
+        for t in (times, plain)
+    )
+    shift = (new - old).repeat_interleave(control.grid[1] * control.grid[2], dim=0)
+    places = tokens.shape[1] - len(shift), tokens.shape[-1] - channels
+    return tokens + torch.nn.functional.pad(shift, (0, places[1], places[0], 0)).to(tokens)
+
+
+COG_DEFAULTS = Defaults(
+    num_frames=49,
+    height=480,
+    width=720,
+    fps=8,
+    num_inference_steps=50,
+    guidance_scale=6.0,
+    max_sequence_length=226,
+    training_shift=1.0,  # the schedule is not flow matching
+)
+
+
+class CogVideoXFamily(PipelineFamily):
+    """CogVideoX 2B and 5B, text to video: v-prediction, latents (B,F',C,h,w) in the transformer."""
+
+    name = "cogvideox"
+    pipeline_class = "CogVideoXPipeline"
+    tiled_vae = True
+
+    def refuse(self) -> None:
+        config, kind = self.transformer.config, self.pipeline.scheduler.config.prediction_type
+        if config.patch_size_t is not None:
+            raise UserError(
+                f"{self.model_id} is a CogVideoX 1.5",
+                "its tokens hold two latent frames, so a frame encoded alone is none of its clips",
+                "Choose CogVideoX-2b or CogVideoX-5b",
+            )
+        if kind != "v_prediction":
+            raise UserError(
+                f"{self.model_id} predicts {kind}",
+                "CogVideoX predicts v, and is tuned so",
+                "Choose CogVideoX-2b or CogVideoX-5b",
+            )
+
+    def published(self) -> Defaults:
+        return replace(COG_DEFAULTS, max_sequence_length=self.transformer.config.max_text_seq_length)
+
+    def make_schedule(self) -> VPrediction:
+        return VPrediction(tuple(self.pipeline.scheduler.alphas_cumprod.tolist()))
+
+    def blocks(self) -> Sequence[Sequence[Any]]:
+        return (self.transformer.transformer_blocks,)
+
+    def patch(self) -> tuple[int, int, int]:
+        size = self.transformer.config.patch_size
+        return 1, size, size
+
+    def acting(self, control: AttentionControl) -> AbstractContextManager[None]:
+        return attention(self.transformer, control)
+
+    def predict(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        batch, dtype = len(latents), self.dtype
+        predicted = self.transformer(
+            hidden_states=latents.to(self.device, dtype).transpose(1, 2),
+            encoder_hidden_states=text.to(self.device, dtype).expand(batch, -1, -1),
+            timestep=timestep.to(self.device),
+            image_rotary_emb=self._rotary(latents.shape[-3:]),
+            return_dict=False,
+        )[0]
+        return predicted.transpose(1, 2).float()
+
+    def _rotary(self, size: torch.Size) -> tuple[Tensor, Tensor] | None:
+        """The stock processor's tables; ours makes its own, and only looks whether there are any."""
+        if not self.transformer.config.use_rotary_positional_embeddings:
+            return None
+        if size not in self._tables:
+            scale = self.pipeline.vae_scale_factor_spatial
+            self._tables[size] = self.pipeline._prepare_rotary_positional_embeddings(
+                size[1] * scale, size[2] * scale, size[0], self.device
+            )
+        return self._tables[size]
+
+    @cached_property
+    def _tables(self) -> dict[torch.Size, tuple[Tensor, Tensor]]:
+        return {}
+
+    def run(self, sampler: Any, text: Tensor, negative: Tensor | None, **options: Any) -> Tensor:
+        frames = options["num_frames"]
+        if frames % 8 != 1:
+            raise UserError(
+                f"{frames} frames do not fit the model",
+                "its decoder takes pairs of latent frames after the first one, so frames must be 8k+1",
+                f"Use --frames {max(frames // 8, 1) * 8 + 1}",
+            )
+        # The pipeline would decode in the transformer's dtype.
+        latents = sampler(
+            prompt_embeds=text, negative_prompt_embeds=negative, output_type="latent", **options
+        )
+        return self.decode_video(latents.frames[0].transpose(0, 1))

@@ -9,7 +9,7 @@ Shapes: B batch, S tokens of the latents, L of the text, d channels, H heads, D 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -17,9 +17,11 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor
 
 import fym_kernels
-from fym.adapters import AdapterStack, HeadLora
-from fym.families.base import AttentionControl, OnQK
-from fym.families.projections import check_plain, installed, project, project_out
+from fym.errors import UserError
+from fym.families.base import AttentionControl, Defaults
+from fym.families.pipeline import PipelineFamily, to_uint8
+from fym.families.projections import attending, project, project_out
+from fym.flow import FlowMatching
 
 
 class HunyuanVideoAttention:
@@ -89,26 +91,17 @@ class HunyuanVideoAttention:
 
 
 @contextmanager
-def attention(
-    transformer: Any,
-    *,
-    adapters: Sequence[tuple[HeadLora, float]] = (),
-    time_positions: Tensor | None = None,
-    on_qk: OnQK | None = None,
-) -> Iterator[AttentionControl]:
-    """As Family.attention, for a HunyuanVideoTransformer3DModel; its text refiner is left alone.
+def attention(transformer: Any, control: AttentionControl) -> Iterator[None]:
+    """As `PipelineFamily.acting`, for a HunyuanVideoTransformer3DModel; its text refiner is left alone.
 
     on_qk sees the latents' tokens. Raises UserError for layers that take no adapter; ValueError where an
     adapter targets "o" in a single layer, which has no output projection of its own.
     """
     dual, single = list(transformer.transformer_blocks), list(transformer.single_transformer_blocks)
     attentions = [block.attn for block in dual + single]
-    if adapters:
-        check_plain(attentions)
-    for adapter, _ in adapters:
+    for adapter, _ in control.stack.adapters:
         if "o" in adapter.targets and any(len(heads) for heads in adapter.heads[len(dual) :]):
             raise ValueError('targets must be "qkv" for heads of single layers, got "qkvo"')
-    control = AttentionControl(AdapterStack(adapters), time_positions, on_qk)
     rope = transformer.rope
     names = [f"transformer_blocks.{i}.attn.processor" for i in range(len(dual))]
     names += [f"single_transformer_blocks.{i}.attn.processor" for i in range(len(single))]
@@ -118,14 +111,101 @@ def attention(
         for layer, name in enumerate(names)
     }
 
-    def note_grid(module: Any, inputs: tuple[Tensor, ...]) -> None:
+    def grid(inputs: tuple[Any, ...]) -> tuple[int, int, int]:
         frames, height, width = inputs[0].shape[-3:]
-        patch = module.patch_size
-        control.grid = frames // module.patch_size_t, height // patch, width // patch
+        return frames // rope.patch_size_t, height // rope.patch_size, width // rope.patch_size
 
-    hook = rope.register_forward_pre_hook(note_grid)
-    try:
-        with installed(transformer, processors):
-            yield control
-    finally:
-        hook.remove()
+    with attending(transformer, control, attentions, processors, rope, grid):
+        yield
+
+
+HUNYUAN_DEFAULTS = Defaults(
+    num_frames=129,
+    height=720,
+    width=1280,
+    fps=24,
+    num_inference_steps=50,
+    guidance_scale=6.0,
+    max_sequence_length=256,
+    training_shift=7.0,
+)
+# What the distilled guidance input is told while tuning: at 1 the model predicts the plain velocity, which is
+# the target; larger values ask it for the guided one.
+TUNING_GUIDANCE = 1.0
+
+
+class HunyuanVideoFamily(PipelineFamily):
+    """HunyuanVideo, text to video. Two text encoders: a language model that is shown the prompt in a
+    template, and CLIP's pooled vector. Guidance is an input of the transformer: no negative prompt."""
+
+    name = "hunyuan_video"
+    pipeline_class = "HunyuanVideoPipeline"
+    encoders = ("text_encoder", "text_encoder_2")
+    tokenizers = ("tokenizer", "tokenizer_2")
+    tiled_vae = True
+    targets = "qkv"  # in single layers the output projection also serves the feed-forward branch
+
+    def refuse(self) -> None:
+        if self.transformer.config.get("image_condition_type") is not None:
+            raise UserError(
+                f"{self.model_id} animates pictures",
+                "motion is learned by text-to-video models",
+                "Choose hunyuanvideo-community/HunyuanVideo",
+            )
+
+    def published(self) -> Defaults:
+        return HUNYUAN_DEFAULTS
+
+    def make_schedule(self) -> FlowMatching:
+        steps = self.pipeline.scheduler.config.num_train_timesteps
+        return FlowMatching(self.defaults.training_shift, steps)
+
+    def blocks(self) -> Sequence[Sequence[Any]]:
+        return self.transformer.transformer_blocks, self.transformer.single_transformer_blocks
+
+    def patch(self) -> tuple[int, int, int]:
+        config = self.transformer.config
+        return config.patch_size_t, config.patch_size, config.patch_size
+
+    def acting(self, control: AttentionControl) -> AbstractContextManager[None]:
+        return attention(self.transformer, control)
+
+    def encode_prompt(self, prompt: str) -> Tensor:
+        """(1,L+1,d+1): L rows of the language model's embedding and, in the last column, its mask; then
+        CLIP's vector. Rows are filled up with zeros."""
+        embeds, pooled, mask = self.pipeline.encode_prompt(
+            prompt, max_sequence_length=self.defaults.max_sequence_length, device=self.device
+        )
+        length, width = embeds.shape[1], max(embeds.shape[2], pooled.shape[1])
+        text: Tensor = embeds.new_zeros(1, length + 1, width + 1)
+        text[:, :length, : embeds.shape[2]] = embeds
+        text[:, :length, -1] = mask
+        text[:, length, : pooled.shape[1]] = pooled
+        return text
+
+    def _unpack(self, text: Tensor) -> dict[str, Tensor]:
+        """By the names of the pipeline's arguments."""
+        config = self.transformer.config
+        return {
+            "prompt_embeds": text[:, :-1, : config.text_embed_dim],
+            "prompt_attention_mask": text[:, :-1, -1],
+            "pooled_prompt_embeds": text[:, -1, : config.pooled_projection_dim],
+        }
+
+    def predict(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        batch, dtype = len(latents), self.dtype
+        parts = self._unpack(text.to(self.device, dtype).expand(batch, -1, -1))
+        predicted: Tensor = self.transformer(
+            hidden_states=latents.to(self.device, dtype),
+            timestep=timestep.to(self.device),
+            encoder_hidden_states=parts["prompt_embeds"],
+            encoder_attention_mask=parts["prompt_attention_mask"],
+            pooled_projections=parts["pooled_prompt_embeds"],
+            guidance=torch.full((batch,), 1000 * TUNING_GUIDANCE, dtype=dtype, device=self.device),
+            return_dict=False,
+        )[0]
+        return predicted.float()
+
+    def run(self, sampler: Any, text: Tensor, negative: Tensor | None, **options: Any) -> Tensor:
+        video = sampler(**self._unpack(text), output_type="np", **options)
+        return to_uint8(torch.from_numpy(video.frames[0]))

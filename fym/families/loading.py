@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from fym.errors import UserError
 from fym.families.base import Family
+from fym.families.cogvideox import CogVideoXFamily
+from fym.families.hunyuan_video import HunyuanVideoFamily
+from fym.families.pipeline import PipelineFamily
 from fym.families.wan import WanFamily
 
+FAMILIES: tuple[type[PipelineFamily], ...] = (WanFamily, HunyuanVideoFamily, CogVideoXFamily)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -26,8 +29,7 @@ def load_family(model: str, *, dtype: str = "auto", device: str = "auto") -> Fam
     where = pick_device(device)
     number_format = DTYPES[dtype] if dtype != "auto" else _default_dtype(where)
     folder, model_id = find_model(model)
-    family = family_class(folder, model)
-    return family(folder, model_id, dtype=number_format, device=where)
+    return family_class(folder, model).load(folder, model_id, dtype=number_format, device=where)
 
 
 def find_model(model: str) -> tuple[Path, str]:
@@ -54,9 +56,9 @@ def find_model(model: str) -> tuple[Path, str]:
     return _download(model), model
 
 
-def family_class(folder: Path, model: str) -> Any:
+def family_class(folder: Path, model: str) -> type[PipelineFamily]:
     """The class that can drive the pipeline in `folder`; UserError for a kind that none can."""
-    families = {"WanPipeline": WanFamily}
+    families = {family.pipeline_class: family for family in FAMILIES}
     try:
         index = json.loads((folder / "model_index.json").read_text("utf-8"))
         kind = index["_class_name"]
@@ -66,7 +68,7 @@ def family_class(folder: Path, model: str) -> Any:
         ) from error
     if kind not in families:
         raise UserError(
-            f"{model} is a {kind}", f"only {', '.join(families)} is supported", "Choose such a model"
+            f"{model} is a {kind}", f"only {', '.join(families)} are supported", "Choose such a model"
         )
     missing = [
         name

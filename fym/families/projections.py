@@ -8,7 +8,7 @@ layers are called (no adapters of ours) or the adapters are refused.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ import fym_kernels
 from fym.adapters import AdapterStack, Update
 from fym.errors import UserError
 from fym.families import lean
+from fym.families.base import AttentionControl
 
 LOG = logging.getLogger("fym")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -33,6 +34,36 @@ def installed(transformer: Any, processors: Mapping[str, Any]) -> Iterator[None]
         yield
     finally:
         transformer.set_attn_processor(dict(originals))
+
+
+@contextmanager
+def attending(
+    transformer: Any,
+    control: AttentionControl,
+    attentions: Sequence[Any],
+    processors: Mapping[str, Any],
+    seen_by: Any,
+    grid: Callable[[tuple[Any, ...]], tuple[int, int, int]],
+) -> Iterator[None]:
+    """Installs `processors`, which follow `control`, for the layers `attentions`.
+
+    A processor sees tokens only: `grid` tells theirs from the inputs of `seen_by`, a module that every
+    forward pass calls before its blocks. Raises UserError for layers that cannot take the adapters.
+    """
+    if control.stack.adapters:
+        check_plain(attentions)
+    else:
+        report_fallbacks(attentions)
+
+    def note(module: Any, inputs: tuple[Any, ...]) -> None:
+        control.grid = grid(inputs)
+
+    hook = seen_by.register_forward_pre_hook(note)
+    try:
+        with installed(transformer, processors):
+            yield
+    finally:
+        hook.remove()
 
 
 def project(

@@ -18,7 +18,7 @@ def test_noising_and_target_are_consistent():
     flow, generator = FlowMatching(), torch.Generator().manual_seed(0)
     clean, noise = torch.randn(2, 8, 3, 2, 4, 4, generator=generator)
     sigma = flow.draw(8, generator)
-    noisy, target = flow.add_noise(clean, noise, sigma), flow.target(clean, noise)
+    noisy, target = flow.add_noise(clean, noise, sigma), flow.target(clean, noise, sigma)
     torch.testing.assert_close(noisy - sigma.view(-1, 1, 1, 1, 1) * target, clean)
 
 
