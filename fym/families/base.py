@@ -19,6 +19,7 @@ from fym.adapters import AdapterStack, HeadLora
 from fym.flow import Schedule
 
 OnQK = Callable[[int, Tensor, Tensor], None]
+BeforeStep = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -155,8 +156,13 @@ class Family(ABC):
         width: int,
         steps: int,
         guidance_scale: float,
+        before_step: BeforeStep | None = None,
     ) -> Tensor:
-        """(F,H,W,3) uint8 from the model's own pipeline. text, negative: (1,L,d_text)."""
+        """(F,H,W,3) uint8 from the model's own pipeline. text, negative: (1,L,d_text).
+
+        before_step: takes the latents (1,C,F',h,w) fp32 and the timestep () of each step to the latents that
+        the step starts from.
+        """
 
     @abstractmethod
     def norm_leak(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fym.adapters import HeadLora
 from fym.errors import UserError
-from fym.families.base import AttentionControl, Defaults, Family, OnQK
+from fym.families.base import AttentionControl, BeforeStep, Defaults, Family, OnQK
 from fym.families.fingerprint import fingerprint
 from fym.flow import Schedule
 from fym.positions import latent_frames
@@ -215,21 +215,37 @@ class PipelineFamily(Family):
         width: int,
         steps: int,
         guidance_scale: float,
+        before_step: BeforeStep | None = None,
     ) -> Tensor:
         # Without the text encoders the pipeline finds itself on the device of what is left.
         parts = {**self.pipeline.components, **dict.fromkeys((*self.encoders, *self.tokenizers))}
         sampler = self.rebuild(parts)
         sampler.set_progress_bar_config(disable=True)
-        return self.run(
-            sampler,
-            text,
-            negative,
-            generator=generator,
-            num_frames=num_frames,
-            height=height,
-            width=width,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
+        options: dict[str, Any] = {
+            "generator": generator,
+            "num_frames": num_frames,
+            "height": height,
+            "width": width,
+            "num_inference_steps": steps,
+        }
+        if before_step is not None:
+            options |= self.stepwise(sampler, before_step, **options)
+        return self.run(sampler, text, negative, guidance_scale=guidance_scale, **options)
+
+    def stepwise(
+        self,
+        sampler: Any,
+        before_step: BeforeStep,
+        *,
+        num_inference_steps: int,
+        generator: torch.Generator,
+        **size: int,
+    ) -> dict[str, Any]:
+        """More options of the pipeline, with which `before_step` changes the latents before each step."""
+        raise UserError(
+            f"{self.model_id} cannot be guided",
+            f"it is no Wan model but {self.name}",
+            "Choose another method",
         )
 
     def rebuild(self, parts: dict[str, Any]) -> Any:

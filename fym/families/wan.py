@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fym.adapters import AdapterStack, HeadLora
 from fym.errors import UserError
-from fym.families.base import AttentionControl, Defaults
+from fym.families.base import AttentionControl, BeforeStep, Defaults
 from fym.families.pipeline import PipelineFamily
 from fym.families.projections import LOG, attending, project
 from fym.families.wan_block import WanBlockForward, WanSelfAttention, normalise_rotate, why_stock
@@ -101,6 +101,32 @@ class WanFamily(PipelineFamily):
             _fused(blocks, self.recompute == "ffn"),
         ):
             yield
+
+    def stepwise(
+        self,
+        sampler: Any,
+        before_step: BeforeStep,
+        *,
+        num_inference_steps: int,
+        generator: torch.Generator,
+        **size: int,
+    ) -> dict[str, Any]:
+        scheduler = sampler.scheduler
+        scheduler.set_timesteps(num_inference_steps, device=self.device)
+        noise = sampler.prepare_latents(
+            1,
+            num_channels_latents=self.transformer.config.in_channels,
+            **size,
+            dtype=torch.float32,
+            device=self.device,
+            generator=generator,
+        )
+
+        def after_step(pipeline: Any, step: int, timestep: Tensor, given: dict[str, Any]) -> dict[str, Any]:
+            following = scheduler.timesteps[step + 1 : step + 2]
+            return {"latents": before_step(given["latents"], following[0])} if len(following) else given
+
+        return {"latents": before_step(noise, scheduler.timesteps[0]), "callback_on_step_end": after_step}
 
     @property
     def _axes_dim(self) -> tuple[int, int, int]:

@@ -88,24 +88,34 @@ class Case:
         assert self.motion is not None
         return self.motion(self.seed)
 
-    def clip(self, size: int = 0) -> tuple[Tensor, float]:
+    def clip(
+        self, size: int = 0, *, height: int = 0, width: int = 0, at_most: int = 0
+    ) -> tuple[Tensor, float]:
         """Frames (F,H,W,3) uint8 and frames per second, rendered or decoded now.
 
-        size: pixels of the side of a square; 0 is 48 for a rendered clip and the file's own for a real one.
+        size: pixels of the side of a square; 0 is 48 for a rendered clip and the file's own for a real one. A
+        real one may be cropped and scaled to height x width instead, and cut to `at_most` frames.
         Raises UserError where a file is missing, damaged, or not the one the manifest names.
         """
         if self.scene is not None:
             return render(self.scene, size=size or SIZE), float(FPS)
         assert self.source is not None
         source = self.source
-        clip = read_clip(source.path, start=source.start, frames=source.frames, height=size, width=size)
+        clip = read_clip(
+            source.path,
+            start=source.start,
+            frames=source.frames,
+            at_most=at_most,
+            height=size or height,
+            width=size or width,
+        )
         if source.sha256 and clip.sha256 != source.sha256:
             raise UserError(
                 f"{source.path} is not the clip of {self.name}",
                 f"its SHA-256 is {clip.sha256[:12]}..., the manifest says {source.sha256[:12]}...",
                 "Fetch it again, or correct the manifest",
             )
-        return clip.frames, source.fps or clip.fps
+        return clip.frames[: at_most or None], source.fps or clip.fps
 
     def sha256(self, size: int = 0) -> str:
         """Of shape and bytes of the frames."""

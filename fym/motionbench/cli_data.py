@@ -6,17 +6,14 @@ import json
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from fym.motionbench.categories import CATEGORIES, PARTS, SPLITS, UNSORTED
 
-if TYPE_CHECKING:
-    from fym.motionbench.case import Case
 
-
-def _with_selection(command: Callable[..., Any]) -> Callable[..., Any]:
+def with_selection(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that choose cases."""
     for option in reversed(
         (
@@ -36,22 +33,15 @@ def _with_selection(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _selected(folders: tuple[str, ...], **chosen: Any) -> list[Case]:
-    from fym.motionbench.real import read_folder
-    from fym.motionbench.suite import cases
-
-    return cases(more=[case for folder in folders for case in read_folder(Path(folder))], **chosen)
-
-
 @click.command("list")
-@_with_selection
+@with_selection
 @click.option("--json", "as_json", is_flag=True, help="all but the frames, for programs")
 def list_cases(as_json: bool, folders: tuple[str, ...], **chosen: Any) -> None:
     """Print the cases of the data set."""
     from fym.motionbench.hashes import known_hashes
-    from fym.motionbench.suite import DATASET, VERSION
+    from fym.motionbench.suite import DATASET, VERSION, select
 
-    found = _selected(folders, **chosen)
+    found = select(folders, **chosen)
     if as_json:
         hashes = known_hashes()
         rows = [{**case.as_dict(), "sha256": hashes.get(case.name)} for case in found]
@@ -70,7 +60,7 @@ def list_cases(as_json: bool, folders: tuple[str, ...], **chosen: Any) -> None:
 
 @click.command()
 @click.argument("names", metavar="[CASE]...", nargs=-1)
-@_with_selection
+@with_selection
 @click.option("-o", "--output", required=True, metavar="FOLDER", help="gets a folder for each case")
 @click.option("--size", type=click.IntRange(8), help="of the square, pixels  [48; real clips: as they are]")
 def render(
@@ -83,8 +73,9 @@ def render(
     """
     from fym.files import check_writable
     from fym.motionbench.render import render_cases
+    from fym.motionbench.suite import select
 
-    found = _selected(folders, names=names, **chosen)
+    found = select(folders, names=names, **chosen)
     check_writable(Path(output))
     for case, kept in render_cases(found, Path(output), size=size or 0):
         click.echo(f"{case.name}: {'there already' if kept else Path(output) / case.file_name}")

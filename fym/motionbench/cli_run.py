@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fym.motionbench.categories import CATEGORIES, PARTS, SPLITS
+from fym.motionbench.cli_data import with_selection
 
 
 @click.command()
@@ -18,9 +18,7 @@ from fym.motionbench.categories import CATEGORIES, PARTS, SPLITS
     help='a method, or one with settings: "fym temporal.rank=16,temporal.steps=500"; may be given several '
     "times  [all methods]. The control rows always run",
 )
-@click.option("--part", type=click.Choice(PARTS), help="of the data set  [both]")
-@click.option("--category", type=click.Choice(CATEGORIES), help="[all]")
-@click.option("--split", type=click.Choice(SPLITS), help="[both]")
+@with_selection
 @click.option("--case", "names", multiple=True, metavar="NAME", help="some cases only; see `list`")
 @click.option(
     "--seeds", type=click.IntRange(1), default=2, show_default=True, help="clips for each prompt of a case"
@@ -45,6 +43,13 @@ from fym.motionbench.categories import CATEGORIES, PARTS, SPLITS
 @click.option(
     "--workers", type=click.IntRange(1), default=1, show_default=True, help="processes of one thread each"
 )
+@click.option(
+    "--engine",
+    type=click.Choice(("pool", "ray")),
+    default="pool",
+    show_default=True,
+    help="pool: processes of this machine; ray: the cluster that RAY_ADDRESS names, or one started here",
+)
 def run(
     methods: tuple[str, ...],
     part: str | None,
@@ -56,6 +61,8 @@ def run(
     out: str,
     results: str,
     workers: int,
+    engine: str,
+    folders: tuple[str, ...],
 ) -> int:
     """Tune on each case with each METHOD, make its clips and score them.
 
@@ -66,5 +73,18 @@ def run(
     from fym.motionbench.run import run as run_bench
 
     return run_bench(
-        Options(Path(out), Path(results), methods, part, category, split, names, seeds, model, workers)
+        Options(
+            Path(out),
+            Path(results),
+            methods,
+            part,
+            category,
+            split,
+            names,
+            folders,
+            seeds,
+            model,
+            workers,
+            engine,
+        )
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -38,11 +38,14 @@ class Footage:
 
 
 class Judge:
-    """every: the whole data set, in its order; which other references a case is given depends on that."""
+    """every: the whole data set, in its order; which other references a case is given depends on that.
 
-    def __init__(self, every: Sequence[Case]) -> None:
+    clip: gives a case's reference, frames (F,H,W,3) and their rate.
+    """
+
+    def __init__(self, every: Sequence[Case], clip: Callable[[Case], tuple[Tensor, float]]) -> None:
         self.every = list(every)
-        self.reference = cache(lambda case: Footage(case.clip()[0]))
+        self.reference = lru_cache(maxsize=2 * OTHERS)(lambda case: Footage(clip(case)[0]))
         self.fitted = lru_cache(maxsize=1)(_fitted)  # the clip of a control comes once for each target
 
     def scores(self, clip: Tensor, case: Case, target: Target) -> dict[str, Any]:

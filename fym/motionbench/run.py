@@ -28,12 +28,12 @@ import torch
 from fym.console import Console, duration
 from fym.errors import UserError
 from fym.families import load_family
-from fym.motionbench.case import Case
+from fym.motionbench.case import Case, frames_hash
 from fym.motionbench.judge import Judge
 from fym.motionbench.methods import CONTROLS, METHODS, Method, Model, find_method
 from fym.motionbench.metrics import METRICS
 from fym.motionbench.results import Results, Row, file_name, identity
-from fym.motionbench.suite import DATASET, VERSION, cases
+from fym.motionbench.suite import DATASET, VERSION, select
 from fym.motionbench.trackers import LUCAS_KANADE
 from fym.runlog import spent
 from fym.video import write_clip
@@ -53,9 +53,11 @@ class Options:
     category: str | None = None
     split: str | None = None
     names: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()  # of more real clips
     seeds: int = 2
     model: str = "embedded"
     workers: int = 1
+    engine: str = "pool"  # or "ray"
 
 
 class Bench:
@@ -65,16 +67,18 @@ class Bench:
         self.options, self.results = options, Results(options.results)
         chosen = [find_method(text) for text in options.methods or METHODS]
         self.methods: list[Method] = [*CONTROLS, *chosen]
-        self.cases = cases(
-            part=options.part, category=options.category, split=options.split, names=options.names
-        )
-        self.judge = Judge(cases())
-        self.reference_hash = cache(lambda case: case.sha256()[:10])
+        chosen_cases = {"part": options.part, "category": options.category, "split": options.split}
+        self.cases = select(options.folders, names=options.names, **chosen_cases)
+        self.reference_hash = cache(lambda case: frames_hash(self.model.reference(case)[0])[:10])
         self.settings = cache(self._settings)
 
     @cached_property
     def model(self) -> Model:
         return Model(self.options.model, load_family(self.options.model))
+
+    @cached_property
+    def judge(self) -> Judge:
+        return Judge(select(self.options.folders), self.model.reference)
 
     @property
     def units(self) -> list[Unit]:
@@ -123,7 +127,7 @@ class Bench:
             target = case.targets[number]
             with spent(self.model.family.device) as sampling:
                 clip = tuned.generate(target.prompt, seed)
-            write_clip(folder / f"t{number}-s{seed}.mp4", clip, case.clip()[1])
+            write_clip(folder / f"t{number}-s{seed}.mp4", clip, self.model.reference(case)[1])
             scores = self.judge.scores(clip, case, target)
             cost = costs if method.control else {**costs, "sample": _cost(sampling)}
             add({**self.head(unit, number, seed), **scores, "cost": cost})
@@ -150,7 +154,8 @@ class Bench:
         if not method.control:
             made = self.model.family.defaults
             text += (
-                f"# sampled by the model's own sampler: {made.num_inference_steps} steps, guidance "
+                "# tuned on the reference as pictures; "
+                f"sampled by the model's own sampler: {made.num_inference_steps} steps, guidance "
                 f"{made.guidance_scale:g}, {made.num_frames} frames of {made.height} x {made.width}\n"
             )
         key = _digest(text)
@@ -185,7 +190,11 @@ def run(options: Options) -> int:
         )
     for method in bench.methods:
         bench.settings(method, bench.cases[0])  # a mistake in them shows now
-    if options.workers > 1:
+    if options.engine == "ray":
+        from fym.motionbench.ray_engine import run_on_ray
+
+        run_on_ray(bench)
+    elif options.workers > 1:
         _in_processes(options)
     else:
         serve(bench)

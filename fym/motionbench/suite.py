@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
 
 from fym.embedded.scenes import DEVELOPMENT
 from fym.errors import UserError
 from fym.motionbench.case import Case, Target
-from fym.motionbench.real import packaged
+from fym.motionbench.real import packaged, read_folder
 from fym.motionbench.scenes import Motion, camera, human, several, single
 from fym.motionbench.scenes.looks import looks
 
@@ -55,6 +57,11 @@ def cases(
         for case in found
         if part in (None, case.part) and category in (None, case.category) and split in (None, case.split)
     ]
+
+
+def select(folders: Iterable[str] = (), **chosen: Any) -> list[Case]:
+    """`cases`, with those of folders of real clips, as the command line gives them."""
+    return cases(more=[case for folder in folders for case in read_folder(Path(folder))], **chosen)
 
 
 @lru_cache(maxsize=1)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from fym.errors import UserError
 from fym.motionbench.methods.base import Method, Model, Tuned
 from fym.motionbench.methods.controls import CONTROLS, Control
+from fym.motionbench.methods.guidance import Guidance
 from fym.motionbench.methods.tuned import SETTINGS, Base, TunedMethod
 from fym.options import closest
 
 METHODS: dict[str, Method] = {
-    method.name: method for method in (Base(), *(TunedMethod(*row) for row in SETTINGS))
+    method.name: method for method in (Base(), *(TunedMethod(*row) for row in SETTINGS), Guidance())
 }
 
 __all__ = ["CONTROLS", "METHODS", "Control", "Method", "Model", "Tuned", "find_method"]
@@ -31,10 +30,5 @@ def find_method(text: str) -> Method:
             f"known are {', '.join(METHODS)}",
             f"Take {near}" if near else 'Take one of them, or one with settings: "fym temporal.rank=16"',
         )
-    method = METHODS[name]
     given = [part.strip() for part in settings.split(",") if part.strip()]
-    if not given:
-        return method
-    if not isinstance(method, TunedMethod):
-        raise UserError(f"{name} has no settings", f"{settings!r} was given", "Leave it out")
-    return replace(method, name=f"{name} {','.join(given)}", assignments=given)
+    return METHODS[name].with_settings(given) if given else METHODS[name]

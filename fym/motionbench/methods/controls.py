@@ -25,7 +25,7 @@ class Control(Method):
         return f"control {self.name}\n"
 
     def tune(self, model: Model, case: Case, folder: Path) -> Tuned:
-        clip = self.make(case.clip()[0])
+        clip = self.make(model.reference(case)[0])
         return Tuned(lambda prompt, seed: clip)
 
 

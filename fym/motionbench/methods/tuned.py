@@ -69,12 +69,15 @@ class TunedMethod(Method):
     overrides: Mapping[str, Any]
     assignments: Sequence[str] = ()
 
+    def with_settings(self, given: Sequence[str]) -> Method:
+        return replace(self, name=f"{self.name} {','.join(given)}", assignments=given)
+
     def settings(self, model: Model, case: Case) -> str:
         config = self.config(model, case)
         config.model.path = config.clip.path = config.clip.prompt = config.output = ""
         return to_toml(config)
 
-    def config(self, model: Model, case: Case, clip: Path = Path("clip.mp4")) -> Config:
+    def config(self, model: Model, case: Case, clip: Path = Path("clip")) -> Config:
         """Of `fym train`. Raises UserError for settings that are none."""
         given = {
             **self.overrides,
@@ -83,7 +86,7 @@ class TunedMethod(Method):
             "clip.prompt": case.prompt,
         }
         if given.get("temporal.sparse_frames") == ALL:
-            frames = min(len(case.clip()[0]), model.family.default_frames)
+            frames = min(len(model.reference(case)[0]), model.family.default_frames)
             given["temporal.sparse_frames"] = (frames - 1) // COMPRESSION * COMPRESSION + 1
         if given.get("temporal.steps") == BOTH:
             preset = load_config(None, {"model.path": model.path})
@@ -91,18 +94,18 @@ class TunedMethod(Method):
         return load_config(None, given, self.assignments)
 
     def tune(self, model: Model, case: Case, folder: Path) -> Tuned:
-        clip, done, run_dir = folder / "reference.mp4", folder / "tuned.json", folder / "run"
+        clip, done, run_dir = folder / "reference", folder / "tuned.json", folder / "run"
         config = self.config(model, case, clip)
         if not done.exists():
             if not clip.exists():
-                write_clip(clip, *case.clip())
+                write_clip(clip, *model.reference(case))  # as pictures: coding it as a film is not exact
             # The sample at the end of a tuning is not needed: one step of it.
             sampled = replace(config, generate=replace(config.generate, prompts=[], seeds=[0], steps=1))
             train(sampled, run_dir, console=QuietConsole(), family=model.family)
             costs = json.loads((run_dir / "timings.json").read_text("utf-8"))
             write_file(done, json.dumps({name: costs[name] for name in STAGES if name in costs}) + "\n")
-        for part in ("checkpoints", "cache"):
-            shutil.rmtree(run_dir / part, ignore_errors=True)
+        for part in (clip, run_dir / "checkpoints", run_dir / "cache"):
+            shutil.rmtree(part, ignore_errors=True)
         motion = load_motion_file(run_dir / "motion.safetensors")
         return Tuned(
             lambda prompt, seed: one_clip(model.family, config.generate, prompt, seed, motion=motion),

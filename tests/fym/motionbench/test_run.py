@@ -23,6 +23,7 @@ import torch
 
 from fym.errors import UserError
 from fym.motionbench import run as runner
+from fym.motionbench.case import Case
 from fym.motionbench.judge import Judge
 from fym.motionbench.methods import TunedMethod
 from fym.motionbench.results import Results
@@ -272,7 +273,7 @@ def test_mistakes_show_before_anything_is_done(options, tmp_path: Path) -> None:
 def test_scores_of_a_control(tmp_path: Path, monkeypatch) -> None:
     """With the real scores: the reference is perfect but for its look, and moves like no other case."""
     [case] = cases(names=["object/spiral"])
-    judge = Judge([case, *cases(names=["object/hook"])])
+    judge = Judge([case, *cases(names=["object/hook"])], Case.clip)
     clip = case.clip()[0]
     score = judge.scores(clip, case, case.targets[0])
     assert score["exact"]["cosine"] > 0.95
@@ -284,10 +285,53 @@ def test_scores_of_a_control(tmp_path: Path, monkeypatch) -> None:
 
 def test_other_references_are_the_next_of_the_category(options, tmp_path: Path) -> None:
     every = [case for case in cases(part="synthetic") if case.category == "object"]
-    judge = Judge(every)
+    judge = Judge(every, Case.clip)
     assert judge.others(every[0]) == every[1:4]
     assert judge.others(every[-1]) == every[:3]
     assert judge.others(every[-2]) == [every[-1], *every[:2]]
+
+
+def test_a_filmed_clip_is_scored_as_the_model_sees_it(options, tmp_path: Path, scored_by_digest) -> None:
+    """Cropped to the model's size and cut to its length, for the reference row and for all others."""
+    from fym.video import read_clip, write_clip
+
+    folder = tmp_path / "own"
+    frames = torch.randint(0, 255, (30, 40, 60, 3), dtype=torch.uint8)
+    write_clip(folder / "a.mp4", frames, 8)
+    made = {"name": "a", "file": "a.mp4", "prompt": "noise", "targets": ["b", "c", "d"]}
+    (folder / "manifest.json").write_text(json.dumps({"dataset": "own", "version": "1", "cases": [made]}))
+    chosen = options(tmp_path, methods=("base",), part="real", names=("own/a",), folders=(str(folder),))
+    assert run(chosen) == 0
+    [reference] = {row["reference"] for row in rows(tmp_path)}
+    clip = read_clip(next((tmp_path / "out").glob("reference-*/own-a/t0-s0.mp4"))).frames
+    assert clip.shape == (17, 32, 48, 3) and len(reference) == 10
+
+
+@pytest.mark.slow
+def test_ray_on_two_nodes_makes_the_same_results(options, tiny_wan, tmp_path: Path) -> None:
+    """Two nodes of one processor each on this machine, with the real scores; failures are the same too."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'fym[ray]'")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    broken = f"{FYM},temporal.learning_rate=1e30"
+    chosen = {"methods": (*METHODS, broken), "names": NAMES, "seeds": 1}
+    (tmp_path / "serial").mkdir()
+    assert run(options(tmp_path / "serial", **chosen)) == 1
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        ray.init(address=cluster.address, log_to_driver=False)
+        cluster.wait_for_nodes()
+        assert sum(node["Alive"] for node in ray.nodes()) == 2
+        assert run(options(tmp_path / "ray", engine="ray", **chosen)) == 1
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert rows(tmp_path / "ray") == rows(tmp_path / "serial")
+    serial, shared = (Results(tmp_path / name / "results").failures(broken) for name in ("serial", "ray"))
+    assert len(serial) == len(shared) == 2
+    assert {f["case"]: f["error"] for f in serial} == {f["case"]: f["error"] for f in shared}
 
 
 def test_the_command_line(options, tmp_path: Path, monkeypatch) -> None:
@@ -308,7 +352,10 @@ def test_the_command_line(options, tmp_path: Path, monkeypatch) -> None:
         "3",
     ]
     arguments += ["--split", "test", "-o", "o", "--results", "r", "--workers", "2"]
+    arguments += ["--engine", "ray"]
     assert main(arguments) == 1
     assert given == [
-        Options(Path("o"), Path("r"), METHODS, split="test", names=NAMES[:1], seeds=3, workers=2)
+        Options(
+            Path("o"), Path("r"), METHODS, split="test", names=NAMES[:1], seeds=3, workers=2, engine="ray"
+        )
     ]
