@@ -260,11 +260,11 @@ def _about(config: Config, family: Family, clip: Clip, sparse: SparseClip) -> di
 def _leak(family: Family, state: TuningState, sparse: SparseClip, text: Tensor) -> float:
     """Largest relative change, over layers, of queries and keys of heads that the temporal adapter leaves.
 
-    Measured in the middle of the noise levels. 0 for families that normalise each head by itself.
+    Measured in the middle of the trained noise levels. 0 for families that normalise each head by itself.
     """
     generator = torch.Generator().manual_seed(0)
     latents, _ = sparse.draw(generator)
-    sigma = torch.tensor([0.5], device=latents.device)
+    sigma = torch.tensor([(1 + family.lowest_noise) / 2], device=latents.device)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     noisy = family.schedule.add_noise(latents[None], noise[None], sigma)
     adapters = [(state.adapters["temporal"], 1.0)]

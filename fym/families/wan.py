@@ -1,9 +1,14 @@
-"""Wan 2.1 and 2.2 text-to-video models with one transformer, through diffusers' WanPipeline."""
+"""Wan 2.1 and 2.2 text-to-video models, through diffusers' WanPipeline.
+
+Wan 2.2's A14B is two transformers, experts for high and low noise, which share nothing but their form. Motion
+is decided at high noise, so adapters act in that expert alone; the other one is needed only to make a clip.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +22,7 @@ from fym.families.projections import LOG, attending, project
 from fym.families.wan_block import WanBlockForward, WanSelfAttention, normalise_rotate, why_stock
 from fym.flow import FlowMatching
 
-# Of the published models; a folder's fym.json may replace any of them.
+# Of Wan 2.1, and what 2.2 has otherwise: the makers' wan/configs, whose sampling shift is the training shift.
 WAN_DEFAULTS = Defaults(
     num_frames=81,
     height=480,
@@ -30,6 +35,12 @@ WAN_DEFAULTS = Defaults(
 )
 
 
+TI2V_5B = replace(WAN_DEFAULTS, num_frames=121, height=704, width=1280, fps=24)
+A14B = replace(
+    WAN_DEFAULTS, height=720, width=1280, num_inference_steps=40, guidance_scale=4.0, training_shift=12.0
+)
+
+
 class WanFamily(PipelineFamily):
     """Wan 2.1 and 2.2. All heads of query and key share one norm."""
 
@@ -38,13 +49,14 @@ class WanFamily(PipelineFamily):
     fused_block = True
 
     def refuse(self) -> None:
-        transformer = self.transformer
-        if transformer is None or self.pipeline.transformer_2 is not None:
+        transformer, config = self.transformer, self.pipeline.config
+        if transformer is None or (self.pipeline.transformer_2 is None) != (config.boundary_ratio is None):
             raise UserError(
-                f"{self.model_id} has two transformers or none",
-                "an adapter belongs to one transformer",
-                "Choose a model with one, such as Wan 2.1 or Wan 2.2 TI2V",
+                f"{self.model_id} is incomplete",
+                "a Wan pipeline has one transformer, or two and the boundary_ratio between them",
+                "Download it again",
             )
+        self.lowest_noise = config.boundary_ratio or 0.0
         if transformer.config.image_dim is not None or transformer.config.added_kv_proj_dim is not None:
             raise UserError(
                 f"{self.model_id} animates pictures",
@@ -53,7 +65,9 @@ class WanFamily(PipelineFamily):
             )
 
     def published(self) -> Defaults:
-        return WAN_DEFAULTS
+        if self.pipeline.config.expand_timesteps:
+            return TI2V_5B
+        return A14B if self.lowest_noise else WAN_DEFAULTS
 
     def make_schedule(self) -> FlowMatching:
         return FlowMatching(self.defaults.training_shift, self.pipeline.scheduler.config.num_train_timesteps)
@@ -72,6 +86,8 @@ class WanFamily(PipelineFamily):
 
     def predict(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
         batch, dtype = len(latents), self.dtype
+        if self.lowest_noise:
+            self._check_noise(float(timestep.min()) / self.schedule.num_timesteps)
         if self.pipeline.config.expand_timesteps:  # Wan 2.2 TI2V: a timestep for every token
             frames, rows, columns = self.grid(latents)
             timestep = timestep[:, None].expand(batch, frames * rows * columns)
@@ -81,6 +97,39 @@ class WanFamily(PipelineFamily):
             encoder_hidden_states=text.to(self.device, dtype).expand(batch, -1, -1),
             return_dict=False,
         )[0].float()
+
+    def _check_noise(self, level: float) -> None:
+        if level < self.lowest_noise - 1e-6:
+            raise UserError(
+                f"{self.model_id} is not tuned at the noise level {level:.3g}",
+                f"below {self.lowest_noise:g} it has another transformer, which takes no adapter",
+                f"Use heads.sigmas from {self.lowest_noise:g} up",
+            )
+
+    def run(self, sampler: Any, text: Tensor, negative: Tensor | None, **options: Any) -> Tensor:
+        with self._experts():
+            return super().run(sampler, text, negative, **options)
+
+    @contextmanager
+    def _experts(self) -> Iterator[None]:
+        """One expert at a time on the device: the second comes when it is first called, the first goes."""
+        second = self.pipeline.transformer_2
+        if second is None or self.device.type == "cpu":
+            yield
+            return
+
+        def change(*_: Any) -> None:
+            if second.device != self.device:
+                self.transformer.to("cpu")
+                second.to(self.device)
+
+        hook = second.register_forward_pre_hook(change)
+        try:
+            yield
+        finally:
+            hook.remove()
+            second.to("cpu")
+            self.transformer.to(self.device)
 
     @contextmanager
     def acting(self, control: AttentionControl) -> Iterator[None]:
