@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_pipelines import FRAMES, HEIGHT, WIDTH, save_tiny_wan
+from tiny_pipelines import FRAMES, HEIGHT, MODELS, WIDTH, save_tiny_wan
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,6 +30,19 @@ def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             name = "-".join(["wan", *(f"{k}{v}" for k, v in key)])
             made[key] = save_tiny_wan(tmp_path_factory.mktemp("models") / name, **options)
         return made[key]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """tiny_model(name) gives the folder of one of MODELS, made once in a session."""
+    folders: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        if name not in folders:
+            folders[name] = MODELS[name](tmp_path_factory.mktemp("models") / name)
+        return folders[name]
 
     return folder
 

@@ -235,6 +235,16 @@ COG_SCHEDULE = {
 }
 
 
+MODELS = {
+    "wan": save_tiny_wan,
+    "wan-2.2-5b": save_tiny_wan_5b,
+    "wan-2.2-14b": save_tiny_wan_a14b,
+    "hunyuan_video": save_tiny_hunyuan,
+    "cogvideox-2b": lambda folder: save_tiny_cogvideox(folder, rope=False),
+    "cogvideox-5b": save_tiny_cogvideox,
+}
+
+
 def scrambled(model: Any) -> Any:
     with torch.no_grad():
         for name, parameter in model.named_parameters():

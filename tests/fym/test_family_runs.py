@@ -3,8 +3,8 @@
 import json
 
 import pytest
-import tiny_pipelines as tiny
 import torch
+from tiny_pipelines import MODELS
 
 from fym import cli
 from fym.convert import convert
@@ -13,22 +13,14 @@ from fym.generate import generate
 from fym.motion_file import check_matches, load_motion_file
 from fym.video import write_clip
 
-MODELS = {
-    "wan": tiny.save_tiny_wan,
-    "wan-2.2-5b": tiny.save_tiny_wan_5b,
-    "wan-2.2-14b": tiny.save_tiny_wan_a14b,
-    "hunyuan_video": tiny.save_tiny_hunyuan,
-    "cogvideox-2b": lambda folder: tiny.save_tiny_cogvideox(folder, rope=False),
-    "cogvideox-5b": tiny.save_tiny_cogvideox,
-}
 LAYERS = {"hunyuan_video": 3}
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def trained(request, tmp_path_factory, moving_square):
+def trained(request, tmp_path_factory, tiny_model, moving_square):
     """(name, model's folder, run directory) after `fym train` of two short stages."""
     folder = tmp_path_factory.mktemp(request.param)
-    model = MODELS[request.param](folder / "model")
+    model = tiny_model(request.param)
     write_clip(folder / "clip.mp4", moving_square, 8)
     settings = {
         "heads.rule": "topk",
