@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,64 +24,11 @@ from fym.adapters import HeadLora
 from fym.checkpoint import digest
 from fym.errors import UserError
 from fym.lora_checks import FORMAT, check_container, parse_record, refuse
+from fym.lora_layouts import LAYOUTS, Layout, fuse, split
 
 HEADER = "fym"  # the key of the JSON record in the safetensors header
 PEFT = "lora_adapter_metadata"  # that of diffusers
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Names of a layer's tensors: stem with {layer} and {p}, then the endings of A and B.
-
-    stems: one for each kind of layers, in the order of the record's layer_groups; each counts its own layers.
-    alpha: whether a tensor STEM.alpha holds it; where not, it is in the header as PEFT's configuration.
-    """
-
-    stems: tuple[str, ...]
-    projections: Mapping[str, str]
-    ends: tuple[str, str]
-    alpha: bool
-
-    def stem_of(self, layer: int, projection: str, groups: Sequence[int]) -> str:
-        """groups: the number of layers of each kind."""
-        for stem, count in zip(self.stems, groups, strict=True):
-            if layer < count:
-                return stem.format(layer=layer, p=self.projections[projection])
-            layer -= count
-        raise ValueError(f"there are fewer layers than {layer + 1}")
-
-
-def _diffusers(*stems: str) -> Layout:
-    names = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"}
-    return Layout(stems, names, ("lora_A.weight", "lora_B.weight"), False)
-
-
-ORIGINAL = {p: p for p in "qkvo"}
-WAN_COMFYUI = Layout(
-    ("diffusion_model.blocks.{layer}.self_attn.{p}",), ORIGINAL, ("lora_A.weight", "lora_B.weight"), True
-)
-HUNYUAN_VIDEO = _diffusers(
-    "transformer.transformer_blocks.{layer}.attn.{p}",
-    "transformer.single_transformer_blocks.{layer}.attn.{p}",
-)
-COGVIDEOX = _diffusers("transformer.transformer_blocks.{layer}.attn1.{p}")
-# By family. "fym" is what the motion file itself has: of the layouts the one that most programs read.
-LAYOUTS: dict[str, dict[str, Layout]] = {
-    "wan": {
-        "fym": WAN_COMFYUI,
-        "comfyui": WAN_COMFYUI,
-        "diffusers": _diffusers("transformer.blocks.{layer}.attn1.{p}"),
-        "kohya": Layout(
-            ("lora_unet_blocks_{layer}_self_attn_{p}",),
-            ORIGINAL,
-            ("lora_down.weight", "lora_up.weight"),
-            True,
-        ),
-    },
-    "hunyuan_video": {"fym": HUNYUAN_VIDEO, "diffusers": HUNYUAN_VIDEO},
-    "cogvideox": {"fym": COGVIDEOX, "diffusers": COGVIDEOX},
-}
 
 
 def serialise(
@@ -98,15 +44,19 @@ def serialise(
     Raises UserError where a value does not fit into dtype, or the model's family has no such layout.
     """
     family = about.get("family", "wan")
-    if layout not in LAYOUTS[family]:
+    names = LAYOUTS[family].get(layout)
+    if names is None or (names.after and "o" in adapter.targets):
         raise UserError(
             f"There is no {layout} layout of this motion file",
-            f"fym knows no published names for adapters of {family} models in that program",
+            f"fym knows no published names for such adapters of {family} models in that program",
             "Use --to diffusers",
         )
-    names, groups = LAYOUTS[family][layout], _groups(about, len(adapter.heads))
+    groups = _groups(about, len(adapter.heads))
+    full = adapter.state_dict() if compact else adapter.to_full()
+    if names.after:
+        full = fuse(full, names, groups)
     tensors: dict[str, Tensor] = {}
-    for key, tensor in (adapter.state_dict() if compact else adapter.to_full()).items():
+    for key, tensor in full.items():
         layer, projection, matrix = key.removeprefix("blocks.").split(".")
         stem = names.stem_of(int(layer), projection, groups)
         stored = tensor.detach().cpu().to(DTYPES[dtype]).contiguous()
@@ -118,7 +68,7 @@ def serialise(
             )
         tensors[f"{stem}.{names.ends[matrix == 'lora_B']}"] = stored
         if names.alpha:
-            tensors[f"{stem}.alpha"] = torch.tensor(float(adapter.alpha))
+            tensors[f"{stem}.alpha"] = torch.tensor(float(adapter.alpha * len(projection)))
     record = {
         **about,
         "format": FORMAT,
@@ -174,7 +124,7 @@ def read(path: Path) -> tuple[HeadLora, dict[str, Any]]:
             wanted = _tensors(record, layout)
             _check_shapes(wanted, {name: tuple(part.get_shape()) for name, part in slices.items()})
             found = {name: file.get_tensor(name).clone() for name in wanted}
-        _check_values(found, record)
+        _check_values(found, record, layout)
         if not layout.alpha and header.get(PEFT) != _peft(record, layout):
             raise ValueError(f"{PEFT} in its header, where diffusers reads alpha, is not that of its record")
         return _adapter(found, record, layout), record
@@ -191,10 +141,11 @@ def _layout(record: Mapping[str, Any], names: Mapping[str, Any]) -> Layout:
     family = record.get("family", "wan")
     if family not in LAYOUTS:
         raise ValueError(f"it is for a model of the family {family:.40}, which this version of fym lacks")
-    groups = _groups(record, len(record["heads"]))
+    groups, compact = _groups(record, len(record["heads"])), record.get("compact")
     for layout in LAYOUTS[family].values():
         starts = tuple(stem.partition("{")[0] for stem in layout.stems)
-        if len(starts) == len(groups) and all(name.startswith(starts) for name in names):
+        whole = len(starts) == len(groups) and not (compact and layout.after)
+        if whole and all(name.startswith(starts) for name in names):
             return layout
     known = " and ".join(name for name in LAYOUTS[family] if name != "fym")
     raise ValueError(f"its tensors are named in none of the layouts of {family} models: {known}")
@@ -203,13 +154,15 @@ def _layout(record: Mapping[str, Any], names: Mapping[str, Any]) -> Layout:
 def _tensors(record: Mapping[str, Any], layout: Layout) -> dict[str, tuple[int, ...]]:
     """The names and shapes of all tensors that a record announces."""
     d, rank = record["num_heads"] * record["head_dim"], record["rank"]
+    groups = _groups(record, len(record["heads"]))
     wanted: dict[str, tuple[int, ...]] = {}
     for layer, heads in enumerate(record["heads"]):
         part = len(heads) * record["head_dim"] if record.get("compact") else d
-        for p in record["targets"] if heads else ():
-            stem = layout.stem_of(layer, p, _groups(record, len(record["heads"])))
-            wanted[f"{stem}.{layout.ends[0]}"] = (rank, part if p == "o" else d)
-            wanted[f"{stem}.{layout.ends[1]}"] = (d if p == "o" else part, rank)
+        for p in layout.parts(record["targets"]) if heads else ():
+            stem = layout.stem_of(layer, p, groups)
+            ranks, up = rank * len(p), len(p) + layout.rows_after(layer, groups)
+            wanted[f"{stem}.{layout.ends[0]}"] = (ranks, part if p == "o" else d)
+            wanted[f"{stem}.{layout.ends[1]}"] = (d if p == "o" else part * up, ranks)
             if layout.alpha:
                 wanted[f"{stem}.alpha"] = ()
     return wanted
@@ -226,15 +179,16 @@ def _check_shapes(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tup
             raise ValueError(f"{name:.80} is in it, a layer that its header does not announce")
 
 
-def _check_values(tensors: Mapping[str, Tensor], record: dict[str, Any]) -> None:
+def _check_values(tensors: Mapping[str, Tensor], record: dict[str, Any], layout: Layout) -> None:
     """ValueError unless the values are numbers and those that were written (unknown without a digest)."""
+    alpha = record["alpha"] * len(layout.parts("q")[0])
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES.values():
             raise ValueError(f"{name} holds {str(tensor.dtype).removeprefix('torch.')}, not floats")
         if not tensor.isfinite().all():
             raise ValueError(f"{name} holds values that are not finite")
-        if name.endswith(".alpha") and not math.isclose(tensor.item(), record["alpha"], rel_tol=1e-6):
-            raise ValueError(f"{name} is {tensor.item()}, and its header says {record['alpha']}")
+        if name.endswith(".alpha") and not math.isclose(tensor.item(), alpha, rel_tol=1e-6):
+            raise ValueError(f"{name} is {tensor.item()}, and its header says {alpha}")
     written = {key: value for key, value in record.items() if key != "sha256"}
     if "sha256" in record and record["sha256"] != digest(tensors, json.dumps(written, sort_keys=True)):
         raise ValueError("its content is not what was written, as its checksum tells")
@@ -247,9 +201,11 @@ def _adapter(tensors: Mapping[str, Tensor], record: Mapping[str, Any], layout: L
     named = {
         f"blocks.{layer}.{p}.{matrix}": tensors[f"{layout.stem_of(layer, p, groups)}.{end}"]
         for layer, heads in enumerate(record["heads"])
-        for p in (record["targets"] if heads else "")
+        for p in (layout.parts(record["targets"]) if heads else "")
         for matrix, end in zip(("lora_A", "lora_B"), layout.ends, strict=True)
     }
+    if layout.after:
+        named = split(named, record["rank"])
     if record.get("compact"):
         adapter.load_state_dict(named)
     else:

@@ -9,12 +9,10 @@ from tiny_pipelines import FRAMES, HEIGHT, WIDTH
 
 from fym.adapters import HeadLora
 from fym.config import load_config
-from fym.convert import convert
 from fym.errors import UserError
 from fym.families import load_family
 from fym.families.hunyuan_video import HunyuanVideoAttention
 from fym.flow import VPrediction
-from fym.motion_file import save_motion_file
 from fym.stage import Sample, Stage, _loss
 
 T = torch.tensor([900.0])
@@ -164,17 +162,6 @@ class TestHunyuanVideo:
             ours = [name for name, p in processors.items() if isinstance(p, HunyuanVideoAttention)]
         assert len(ours) == 3 and not any("context_embedder" in name for name in ours)
 
-    def test_a_motion_file_has_no_o_and_names_both_kinds_of_layers(self, load, tmp_path):
-        family = load("hunyuan_video")
-        about = {"model_id": "x", "model_hash": "y", "family": family.name, "layer_groups": [1, 2]}
-        save_motion_file(tmp_path / "m.safetensors", adapter_on(family), None, about)
-        from safetensors import safe_open
-
-        with safe_open(str(tmp_path / "m.safetensors"), "pt") as file:
-            names = {name.rpartition(".lora_")[0] for name in file.keys()}  # noqa: SIM118 (not a dict)
-        blocks = "transformer_blocks.0", "single_transformer_blocks.0", "single_transformer_blocks.1"
-        assert names == {f"transformer.{block}.attn.to_{p}" for block in blocks for p in "qkv"}
-
 
 class TestTwoExperts:
     def test_tuning_stays_at_the_high_noise_expert_s_levels(self, load, monkeypatch):
@@ -288,13 +275,3 @@ class TestJointFamilies:
             assert torch.equal(old[:, :, 1:], new[:, :, 1:]) and not torch.equal(old[:, :, :1], new[:, :, :1])
         leaks = family.norm_leak([(adapter_on(family), 1.0)], noisy(family), T, text)
         assert leaks == [(0.0, 0.0)] * family.num_layers
-
-    @pytest.mark.parametrize("layout", ["comfyui", "kohya"])
-    def test_layouts_without_published_names_are_refused(self, load, name, tmp_path, layout):
-        family = load(name)
-        about = {"model_id": "x", "model_hash": "y", "family": family.name}
-        about["layer_groups"] = list(family.layer_groups)
-        save_motion_file(tmp_path / "m.safetensors", adapter_on(family), None, about)
-        with pytest.raises(UserError, match=f"no {layout} layout.*--to diffusers"):
-            convert([tmp_path / "m.safetensors"], tmp_path / "x.safetensors", layout=layout)
-        assert not (tmp_path / "x.safetensors").exists()

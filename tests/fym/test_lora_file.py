@@ -15,7 +15,8 @@ from safetensors.torch import save, save_file
 from fym import cli
 from fym.checkpoint import digest
 from fym.errors import UserError
-from fym.lora_file import LAYOUTS, serialise
+from fym.lora_file import serialise
+from fym.lora_layouts import LAYOUTS
 from fym.motion_file import load_motion_file, save_motion_file
 
 ABOUT = {"model_id": "m", "model_hash": "h" * 64, "caption": "a ball", "kind": "temporal", "pair": "p"}
