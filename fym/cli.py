@@ -192,7 +192,7 @@ def classify(**given: Any) -> None:
     type=click.Choice(["fym", "comfyui", "diffusers", "kohya"]),
     default="fym",
     show_default=True,
-    help="whose names the tensors get; fym's are ComfyUI's",
+    help="whose names the tensors get; fym: those of a motion file, see docs/motion-file.md",
 )
 @click.option("-o", "--output", metavar="OUT", help="the file to write  [FILE with the layout in its name]")
 @click.option(

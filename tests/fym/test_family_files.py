@@ -74,7 +74,7 @@ def products(path, ends=("lora_A.weight", "lora_B.weight")):
 def test_any_layout_comes_back_as_it_was(family, source, tmp_path, layout):
     out, back = tmp_path / "out.safetensors", tmp_path / "back.safetensors"
     if (family, layout) == ("cogvideox", "kohya"):
-        with pytest.raises(UserError, match="no kohya layout.*cogvideox.*--to diffusers"):
+        with pytest.raises(UserError, match=r"no kohya layout.*cogvideox.*--to diffusers"):
             convert([source], out, layout=layout)
         assert not out.exists()
         return
