@@ -45,6 +45,7 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
+        self._done: dict[str, tuple[tuple[int, int], set[tuple[Any, ...]]]] = {}  # with the file's state
 
     def path(self, method: str) -> Path:
         return self.folder / f"{file_name(method)}.jsonl"
@@ -64,7 +65,11 @@ class Results:
 
     def done(self, method: str) -> set[tuple[Any, ...]]:
         """`identity` of every clip that has a line."""
-        return {identity(row) for row in _rows(self.path(method))}
+        path = self.path(method)
+        state = (path.stat().st_mtime_ns, path.stat().st_size) if path.exists() else (0, 0)
+        if self._done.get(method, ((-1, -1), set()))[0] != state:
+            self._done[method] = (state, {identity(row) for row in _rows(path)})
+        return self._done[method][1]
 
     def failures(self, method: str) -> list[Row]:
         return _rows(self.failures_path(method))
