@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -73,7 +73,7 @@ class PipelineFamily(Family):
         )
 
     @classmethod
-    def load(cls, folder: Path, model_id: str, *, dtype: torch.dtype, device: torch.device) -> Self:
+    def load(cls, folder: Path, model_id: str, *, dtype: torch.dtype, device: torch.device) -> PipelineFamily:
         """The family of a folder as save_pretrained writes it; a pickle is never opened."""
         import diffusers
 

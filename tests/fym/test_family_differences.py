@@ -92,6 +92,48 @@ class TestCogVideoX:
         torch.testing.assert_close(latents, mode * 1.15258426)
         assert family.decode_video(latents).shape == moving_square.shape
 
+    def test_a_tokenizer_of_nothing_but_a_sentencepiece_model_loads(self, tiny_model, tmp_path):
+        """So it lies in the published folders; transformers reads it with sentencepiece and protobuf."""
+        from sentencepiece import SentencePieceTrainer
+
+        copy = shutil.copytree(tiny_model("cogvideox-5b"), tmp_path / "model")
+        shutil.rmtree(copy / "tokenizer")
+        (copy / "tokenizer").mkdir()
+        (tmp_path / "text").write_text(
+            "\n".join(f"a red ball moves over {n} blue squares" for n in range(99))
+        )
+        special = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+        SentencePieceTrainer.train(
+            input=str(tmp_path / "text"),
+            model_prefix=str(copy / "tokenizer" / "spiece"),
+            vocab_size=36,
+            minloglevel=2,
+            **special,
+        )
+        (copy / "tokenizer" / "spiece.vocab").unlink()
+        settings = {"tokenizer_class": "T5Tokenizer", "pad_token": "<pad>", "eos_token": "</s>"}
+        (copy / "tokenizer" / "tokenizer_config.json").write_text(
+            json.dumps(settings | {"unk_token": "<unk>"})
+        )
+        index = json.loads((copy / "model_index.json").read_text())
+        index["tokenizer"] = ["transformers", "T5Tokenizer"]
+        (copy / "model_index.json").write_text(json.dumps(index))
+        text = load_family(str(copy)).encode_prompts(["a red ball", "blue squares"])
+        assert text.shape == (2, 16, 32) and not torch.equal(text[0], text[1])
+
+    @torch.no_grad()
+    def test_places_without_rope_are_those_of_the_full_clip(self, load):
+        """2B: frames 0 and 2 alone, set to the times 0 and 2, become the very tokens they are in the clip."""
+        family = load("cogvideox-2b")
+        embed, clip = family.transformer.patch_embed, noisy(family).transpose(1, 2)
+        text = family.encode_prompts(["a ball"])
+        per_frame, before = family.tokens(1, HEIGHT, WIDTH), text.shape[1]
+        stock = embed(text, clip)[:, before:].unflatten(1, (3, per_frame))
+        with family.attention(time_positions=torch.tensor([0.0, 2.0])):
+            moved = embed(text, clip[:, [0, 2]])
+        torch.testing.assert_close(moved[:, before:].unflatten(1, (2, per_frame)), stock[:, [0, 2]])
+        torch.testing.assert_close(moved[:, :before], embed(text, clip)[:, :before])
+
     def test_frames_that_the_decoder_would_make_others_of_are_refused(self, load):
         family = load("cogvideox-5b")
         text = family.encode_prompts(["a ball"])
@@ -275,3 +317,24 @@ class TestJointFamilies:
             assert torch.equal(old[:, :, 1:], new[:, :, 1:]) and not torch.equal(old[:, :, :1], new[:, :, :1])
         leaks = family.norm_leak([(adapter_on(family), 1.0)], noisy(family), T, text)
         assert leaks == [(0.0, 0.0)] * family.num_layers
+
+
+@pytest.mark.parametrize(
+    "name", ["wan-2.2-5b", "wan-2.2-14b", "hunyuan_video", "cogvideox-2b", "cogvideox-5b"]
+)
+def test_in_bfloat16_adapters_learn_in_float32_and_clips_are_made(tiny_model, name):
+    """The way real models run: the base in bfloat16, adapter, VAE and loss in float32."""
+    family = load_family(str(tiny_model(name)), dtype="bfloat16", device="cpu")
+    assert family.dtype == torch.bfloat16 and family.pipeline.vae.dtype == torch.float32
+    adapter, text = adapter_on(family), family.encode_prompts(["a red ball"])
+    assert text.dtype == torch.bfloat16
+    with family.attention(adapters=[(adapter, 1.0)]):
+        predicted = family.predict(noisy(family), T, text)
+        assert predicted.dtype == torch.float32
+        predicted.square().mean().backward()
+        options = {"height": family.default_height, "width": family.default_width, "num_frames": 9}
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            clip = family.sample(text, text, generator=generator, steps=3, guidance_scale=2.0, **options)
+    assert clip.shape == (9, family.default_height, family.default_width, 3) and clip.float().std() > 1
+    assert all(p.grad.dtype == torch.float32 and p.grad.abs().max() > 0 for p in adapter.parameters())
