@@ -10,6 +10,7 @@ import click
 from fym.console import Console
 from fym.errors import UserError
 from fym.motionbench.cli_data import list_cases, render
+from fym.motionbench.cli_report import report
 from fym.motionbench.cli_run import run
 
 
@@ -21,6 +22,7 @@ def motionbench() -> None:
 motionbench.add_command(list_cases)
 motionbench.add_command(render)
 motionbench.add_command(run)
+motionbench.add_command(report)
 
 
 @motionbench.command()

@@ -20,8 +20,13 @@ def missing(what: str) -> str:
 
 
 def number(value: float, digits: int = 2) -> str:
-    """A figure for reading; a dash where there is none."""
-    return f"{value:.{digits}f}".replace("-", "−") if math.isfinite(value) else "–"
+    """A figure for reading, zero without a sign; a dash where there is none."""
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−") if math.isfinite(value) else "–"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A difference for reading: its sign is always there."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−") if math.isfinite(value) else "–"
 
 
 def duration(seconds: float) -> str:

@@ -32,7 +32,7 @@ def write_report(run_dir: Path | str) -> Path:
     if run.heads is not None:
         plots.save(plots.head_map(run.heads), run.folder / "heads.png")
     path = run.folder / "report.html"
-    write_file(path, _document(_title(run), [_article(Gallery(run))]))
+    write_file(path, document(_title(run), [_article(Gallery(run))]))
     return path
 
 
@@ -41,7 +41,7 @@ def write_index(run_dirs: Iterable[Path | str], path: Path | str, *, title: str 
     runs = [read_run(_existing(folder)) for folder in run_dirs]
     galleries = [Gallery(run) for run in runs]
     header = f"<header><h1>{escape(title)}</h1>{_summary(galleries)}</header>"
-    write_file(Path(path), _document(title, [_article(gallery) for gallery in galleries], header))
+    write_file(Path(path), document(title, [_article(gallery) for gallery in galleries], header))
     return Path(path)
 
 
@@ -72,13 +72,16 @@ def _existing(folder: Path | str) -> Path:
     return Path(folder)
 
 
-def _document(title: str, articles: Sequence[str], header: str = "") -> str:
+def document(
+    title: str, articles: Sequence[str], header: str = "", *, style: str = "", script: str = ""
+) -> str:
+    """A page of one file; style and script are added to those of all reports."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>{header}\n"
+        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head>\n<body><main>{header}\n"
         + "\n".join(articles)
-        + f"\n</main><script>{SCRIPT}</script></body></html>\n"
+        + f"\n</main><script>{SCRIPT}{script}</script></body></html>\n"
     )
 
 

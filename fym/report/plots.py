@@ -1,4 +1,7 @@
-"""The report's pictures, drawn with matplotlib: head map, loss curves, frame schedule, time and memory.
+"""The reports' pictures, drawn with matplotlib.
+
+Of a run its head map, loss curves, frame schedule, time and memory; of a benchmark the differences of its
+methods and their quality against time.
 
 Every function returns a Figure; `to_svg` turns it into markup for a page (its ink takes the page's text
 colour, so it reads in light and dark), `save` writes a picture file. Shapes: L layers, H heads.
@@ -190,6 +193,88 @@ def stage_costs(timings: Mapping[str, Mapping[str, float]]) -> Figure:
             axes.tick_params(axis="both", length=0, labelbottom=False)
         panels[0].invert_yaxis()
     return figure
+
+
+def differences(
+    panels: Mapping[str, Sequence[tuple[str, float, float, float]]],
+    *,
+    against: str,
+    lower: Sequence[str] = (),
+) -> Figure:
+    """Paired differences to one method with their intervals, a panel for each score.
+
+    panels: score -> (method, mean, low, high), the same methods in the same order. lower: scores of which
+    less is better. An interval that holds 0 is drawn grey.
+    """
+    methods = [row[0] for row in next(iter(panels.values()))]
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(9.0, 0.9 + 0.27 * len(methods))
+        for axes, (score, rows) in zip(
+            figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
+        ):
+            axes.axvline(0, color=INK, linewidth=0.8, alpha=0.6)
+            for place, (_, mean, low, high) in enumerate(rows):
+                if not math.isfinite(mean):
+                    continue
+                worse = (mean < 0) != (score in lower)
+                colour = "#8a939e" if low <= 0 <= high else SPATIAL if worse else TEMPORAL
+                axes.plot([low, high], [place, place], color=colour, linewidth=2.2, solid_capstyle="round")
+                axes.plot([mean], [place], "o", color=colour, markersize=5)
+            axes.set_title(score, loc="left", fontsize=11)
+            axes.set_xlabel(f"minus {against}")
+            axes.set_yticks(range(len(methods)), methods)
+            axes.set_ylim(len(methods) - 0.4, -0.6)
+            axes.tick_params(axis="y", length=0)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+            axes.grid(axis="x", color=INK, alpha=0.12, linewidth=0.6)
+            axes.spines["left"].set_visible(False)
+    return figure
+
+
+def quality_against_time(
+    points: Sequence[tuple[str, float, float, float, float]], *, quality: str, time: str, marked: str
+) -> Figure:
+    """A point for each (method, time, mean, low, high), named at the right; `marked` is the one of ours."""
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(9.0, 3.9)
+        axes = figure.subplots()
+        for method, seconds, mean, low, high in points:
+            colour = TEMPORAL if method == marked else SPATIAL
+            axes.plot([seconds, seconds], [low, high], color=colour, alpha=0.45, linewidth=1.6)
+            axes.plot([seconds], [mean], "o", color=colour, markersize=8 if method == marked else 6)
+        axes.set(xlabel=time, ylabel=quality)
+        last = max((point[1] for point in points), default=0.0)
+        axes.set_xlim(-0.03 * max(last, 1.0), 1.04 * max(last, 1.0))
+        axes.grid(color=INK, alpha=0.1, linewidth=0.6)
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(bottom, top)
+        ordered = sorted(points, key=lambda point: point[2])
+        places = _apart([point[2] for point in ordered], 0.062 * (top - bottom))
+        for (method, seconds, mean, *_), place in zip(ordered, places, strict=True):
+            axes.annotate(
+                method,
+                (seconds, mean),
+                xytext=(1.02, (place - bottom) / (top - bottom)),
+                textcoords="axes fraction",
+                va="center",
+                fontsize=9.5,
+                fontweight="bold" if method == marked else "normal",
+                arrowprops={"arrowstyle": "-", "color": INK, "alpha": 0.25, "linewidth": 0.6, "shrinkB": 4},
+            )
+    return figure
+
+
+def _apart(places: Sequence[float], gap: float) -> list[float]:
+    """Ascending places, moved as little as it takes to keep `gap` between neighbours."""
+    found = np.array(places, float)
+    for _ in range(20 * len(found) ** 2):
+        overlap = gap - np.diff(found)
+        if not (overlap > 1e-9 * gap).any():
+            break
+        push = np.maximum(overlap, 0) / 2
+        found[:-1] -= push
+        found[1:] += push
+    return [float(place) for place in found]
 
 
 def to_svg(figure: Figure, description: str) -> str:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from pages import CHROMIUM, Page, assert_self_contained, browse
 
 from fym.config import default_config, to_toml
 from fym.errors import UserError
@@ -23,7 +22,6 @@ from fym.report.plots import frame_schedule, head_map, save, smooth, to_svg
 from fym.report.rundir import read_run
 from fym.video import write_clip
 
-VOID = {"meta", "br", "input", "img", "link", "hr"}
 FRAMES = 25
 
 
@@ -115,58 +113,6 @@ PROMPTS = ("a yellow circle on a green background", "a blue circle on a pink bac
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
     return fabricate(tmp_path_factory.mktemp("runs") / "figure-eight", PROMPTS)
-
-
-class Page(HTMLParser):
-    """Checks that tags nest, and collects every address and the text."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.addresses: list[str] = []
-        self.tags: list[str] = []
-        self.words: list[str] = []
-        self.source = path.read_text("utf-8")
-        self.feed(self.source)
-        self.close()
-        assert not self.open, f"left open: {self.open}"
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        for name, value in attrs:
-            if name in {"src", "href", "poster", "data", "action", "xlink:href"}:
-                self.addresses.append(value)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes <{self.open[-1:]}>"
-        self.open.pop()
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join("".join(self.words).split())
-
-
-def assert_self_contained(page: Page) -> None:
-    inline = ("data:video/mp4;base64,", "data:image/png;base64,", "#")
-    assert all(address.startswith(inline) for address in page.addresses)
-    assert not {"link", "iframe", "object", "embed", "img"} & set(page.tags)
-    styles = re.sub(r"base64,[A-Za-z0-9+/=\s]+", "", page.source)
-    assert not re.search(r"@import|url\((?!#)|fetch\(|XMLHttpRequest", styles)
-    # The only http addresses are names of XML vocabularies, which nothing loads.
-    assert set(re.findall(r"https?://[^\s\"'<]+", styles)) <= {
-        "http://www.w3.org/2000/svg",
-        "http://www.w3.org/1999/xlink",
-    }
 
 
 def test_a_finished_run_is_one_well_formed_offline_file(run_dir):
@@ -308,25 +254,10 @@ def test_pictures_follow_the_pages_ink_and_escape_their_description(tmp_path):
     assert save(head_map(large), tmp_path / "h.png").stat().st_size > 5000
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+@pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed")
 def test_a_browser_renders_the_page(run_dir, tmp_path):
     """Headless Chromium loads the page, runs its script and paints more than a blank sheet."""
     picture = tmp_path / "page.png"
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--no-first-run",
-    ]
-    flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
-    command = [
-        "chromium",
-        *flags,
-        "--window-size=1280,2400",
-        f"--screenshot={picture}",
-        write_report(run_dir).as_uri(),
-    ]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    browse(write_report(run_dir), tmp_path, "--window-size=1280,2400", f"--screenshot={picture}")
     image = cv2.imread(str(picture))
     assert image is not None and image.shape[1] == 1280 and image.std() > 10

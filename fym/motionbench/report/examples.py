@@ -1,0 +1,101 @@
+"""Clips side by side for the page: a few cases of each category, chosen by rule, as one video each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fym import tracks
+from fym.errors import UserError
+from fym.motionbench.case import Case
+from fym.motionbench.report.summary import Group
+from fym.motionbench.results import file_name
+from fym.video import encode_mp4, read_clip
+
+SIDE = 144  # pixels of the short side of a clip on the page: three times that of a rendered clip
+GAP = 6
+TARGET, SEED = 0, 0  # the clip that is shown of every case
+
+
+@dataclass(frozen=True)
+class Example:
+    """`video` holds all clips in a row and below them the same with tracks; columns: (label, pixels)."""
+
+    case: Case
+    rank: str  # "best case of fym, 0.93"
+    prompt: str
+    video: bytes
+    columns: Sequence[tuple[str, int]]
+    missing: Sequence[str]  # methods that have no clip
+
+
+def chosen(group: Group, against: str, score: str) -> list[tuple[str, str, float]]:
+    """(case, rank, value) of the best, median and worst case of a method; cases that are the same once."""
+    ranked = sorted(group.values[score][against].items(), key=lambda item: (-item[1], item[0]))
+    places = {"best": 0, "median": len(ranked) // 2, "worst": len(ranked) - 1} if ranked else {}
+    found: dict[int, str] = {}
+    for rank, place in places.items():
+        found.setdefault(place, rank)
+    return [(ranked[place][0], rank, ranked[place][1]) for place, rank in found.items()]
+
+
+def example(case: Case, rank: str, methods: Sequence[str], clips: Path) -> Example:
+    """Raises UserError where the reference of a filmed case cannot be read."""
+    reference, fps = case.clip()
+    row, missing = [("reference", reference)], []
+    for method in methods:
+        frames = find_clip(clips, method, case)
+        if frames is None:
+            missing.append(method)
+        else:
+            row.append((method, frames))
+    count = min(len(frames) for _, frames in row)
+    tiles = [(label, *_tiles(frames[:count])) for label, frames in row]
+    above = _beside([plain for _, plain, _ in tiles])
+    below = _beside([drawn for *_, drawn in tiles])
+    between = np.full((count, GAP, above.shape[2], 3), 255, np.uint8)
+    video = encode_mp4(np.concatenate([above, between, below], axis=1), fps)
+    columns = [(label, plain.shape[2]) for label, plain, _ in tiles]
+    return Example(case, rank, case.targets[TARGET].prompt, video, columns, missing)
+
+
+def find_clip(clips: Path, method: str, case: Case) -> Tensor | None:
+    """The newest that `fym motionbench run -o` made, whatever its settings; None if there is none."""
+    pattern = f"{file_name(method)}-{'[0-9a-f]' * 10}/{case.file_name}/t{TARGET}-s{SEED}.mp4"
+    found = sorted(clips.glob(pattern), key=lambda path: path.stat().st_mtime)
+    try:
+        return read_clip(found[-1]).frames if found else None
+    except (OSError, UserError):
+        return None
+
+
+def _tiles(frames: Tensor) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """A clip at its size on the page, and that with its tracks. Small ones keep square pixels."""
+    side = min(frames.shape[1:3])
+    if side > SIDE:
+        scale = SIDE / side
+        size = (round(frames.shape[2] * scale), round(frames.shape[1] * scale))
+        smaller = [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames.numpy()]
+        frames = torch.from_numpy(np.stack(smaller).astype(np.uint8))
+    factor = max(1, SIDE // min(frames.shape[1:3]))
+    plain = frames.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+    drawn = tracks.draw_tracks(frames, tracks.track(frames), scale=factor)
+    return plain.numpy(), drawn.numpy()
+
+
+def _beside(clips: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
+    """In a row, white between them; lower ones are filled up with white."""
+    height = math.ceil(max(clip.shape[1] for clip in clips) / 2) * 2
+    parts = []
+    for clip in clips:
+        below = ((0, 0), (0, height - clip.shape[1]), (0, GAP), (0, 0))
+        parts.append(np.pad(clip, below, constant_values=255))
+    return np.concatenate(parts, axis=2)[:, :, :-GAP]

@@ -1,0 +1,317 @@
+"""The page: one HTML file with everything in it, readable without a network."""
+
+from __future__ import annotations
+
+import base64
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fym.console import duration
+from fym.errors import UserError
+from fym.motionbench.bootstrap import RESAMPLES, interval
+from fym.motionbench.report import examples
+from fym.motionbench.report.markup import (
+    SCRIPT,
+    STYLE,
+    case_table,
+    cost_table,
+    plural,
+    score_table,
+    short,
+    verdicts,
+)
+from fym.motionbench.report.scores import SCORES
+from fym.motionbench.report.summary import FEW, SHUFFLED, Group, Summary, main_score
+from fym.motionbench.suite import DATASET, VERSION, cases
+from fym.report import plots
+from fym.report.markup import escape, number
+from fym.report.page import document
+
+COSTS = (
+    '<p class="note">Medians over cases of tuning, over clips of sampling; ratio: the median over common '
+    "cases of the processor time to that of the method compared with. Wall time depends on what else the "
+    "machine did; processor time hardly does, but counts nothing that a GPU did.</p>"
+)
+LEAST_SHARE = 0.5  # of the cases: methods with fewer are left out of the picture of quality against time
+
+
+def page(summary: Summary, results: Path, clips: Path | None) -> str:
+    """clips: the folder `fym motionbench run -o`, or None for a page without them."""
+    first = summary.groups[0]
+    parts = []
+    for group in summary.groups:
+        if not group.category:
+            others = [g for g in summary.groups if g.part == group.part and g.category]
+            parts += _part(summary, group, others, clips)
+    parts += [
+        ("What has no result", _failures(summary)),
+        ("What the scores are", _definitions()),
+        ("How to make it again", _origins(summary, results, clips)),
+    ]
+    title = f"{DATASET} {VERSION}"
+    warnings = "".join(
+        f'<p class="warning">{escape(text)}</p>' for text in [*summary.warnings, *_unfinished(summary)]
+    )
+    header = (
+        f"<header><h1>{title}: which method carries a motion over?</h1>{_intro(summary)}"
+        f"{_tiles(summary, first)}{warnings}</header>"
+    )
+    body = "".join(f"<section><h2>{escape(name)}</h2>{content}</section>\n" for name, content in parts)
+    return document(title, [body], header, style=STYLE, script=SCRIPT)
+
+
+def _part(
+    summary: Summary, group: Group, categories: Sequence[Group], clips: Path | None
+) -> list[tuple[str, str]]:
+    name = {"synthetic": "Rendered cases", "real": "Filmed cases"}.get(group.part, group.part)
+    table = score_table(group, group.measured(headline=True), costs=True)
+    of_categories = "".join(_category(g) for g in categories)
+    more = "".join(
+        f'<details class="category"><summary>{escape(g.category or "all categories")}</summary>'
+        f"{score_table(g, g.measured(headline=False), costs=False)}</details>"
+        for g in (group, *categories)
+    )
+    parts = [
+        (name, verdicts(group, summary) + table + _reading(summary)),
+        (f"{name}: differences", _differences(summary, group)),
+        (f"{name}: quality against time", _quality(summary, group)),
+        (f"{name}: by category", of_categories),
+    ]
+    if clips is not None:
+        parts.append((f"{name}: clips", _clips(summary, categories, clips)))
+    parts += [
+        (f"{name}: other scores", more),
+        (f"{name}: time and memory", cost_table(group) + COSTS),
+        (f"{name}: every case", _every_case(group)),
+    ]
+    return parts
+
+
+def _category(group: Group) -> str:
+    """Open where there are enough cases to tell something."""
+    counts = f"{plural(group.cases, 'case')}, {plural(group.clips, 'clip')} of each complete method"
+    return (
+        f'<details class="category"{" open" if group.cases >= FEW else ""}>'
+        f"<summary><b>{escape(group.category)}</b>: {counts}</summary>"
+        f"{score_table(group, group.measured(headline=True), costs=True)}</details>"
+    )
+
+
+def _intro(summary: Summary) -> str:
+    untouched = ", on which no setting was chosen" if summary.split == "test" else ""
+    return (
+        "<p>Every method learns the motion of a reference clip from that clip alone, and then makes clips "
+        "of new prompts, which change what is seen and keep how it moves. All are given the same clip, "
+        "optimiser steps, batch, rank, sampler and seeds; what they make of it is measured against the "
+        "reference. The "
+        f"cases are those of the split “{escape(summary.split)}”{untouched}.</p>"
+    )
+
+
+def _tiles(summary: Summary, group: Group) -> str:
+    ours = group.line(summary.against)
+    main = main_score(group, summary.against)
+    rivals = [(line.figures[main.name].mean, line.method) for line in group.lines if line.kind == "baseline"]
+    rivals = [rival for rival in rivals if math.isfinite(rival[0])]
+    tiles = [(number(ours.figures[main.name].mean), f"{main.label} of {short(summary.against)}")]
+    if rivals:
+        value, method = max(rivals)
+        tiles.append((number(value), f"of {short(method)}, the best baseline"))
+    right = ours.figures["right"].mean
+    if math.isfinite(right):
+        tiles.append((f"{100 * right:.0f} %", "attributes of the prompt right"))
+    if math.isfinite(ours.cost.tuning_cpu):
+        tiles.append((duration(ours.cost.tuning_cpu), "of one processor to tune on a clip"))
+    tiles.append((f"{group.cases}", f"cases, {plural(group.clips, 'clip')} of each method"))
+    made = "".join(f'<div class="tile"><b>{escape(b)}</b><span>{escape(s)}</span></div>' for b, s in tiles)
+    return f'<div class="tiles">{made}</div>'
+
+
+def _unfinished(summary: Summary) -> list[str]:
+    parts = [group for group in summary.groups if not group.category]
+    lines = {line.method for group in parts for line in group.lines if not line.complete}
+    if not lines:
+        return []
+    return [
+        f"The run is not complete: clips that others have are lacking from {', '.join(sorted(lines))}. Means "
+        "are over what there is; differences are over common clips only, so read those."
+    ]
+
+
+def _reading(summary: Summary) -> str:
+    against = escape(short(summary.against))
+    return (
+        '<p class="note"><b>How to read it.</b> Large: the mean over cases of the mean over its clips; '
+        "↑ more is better, ↓ less is better. Below it the paired difference to the first row, over the clips "
+        "of the same case, prompt and seed that both have, and its 95 % interval (bootstrap: cases drawn "
+        f"first, then clips of each, {RESAMPLES} times). “Worse” and “better” than {against} are said only "
+        f"where the interval excludes 0; else it is a tie; below {FEW} common cases nothing is said. In the "
+        "first row the interval is that of the mean. Where a figure is of fewer cases than the row, their "
+        "number stands below it; every figure’s counts show when the mouse is on it, and are in the CSV and "
+        "JSON tables.</p>"
+        '<p class="note"><b>Control rows</b> show what a score gives without any transfer: the reference '
+        "itself, its first frame throughout, the reference reversed, the first row’s clips scored against "
+        "three other references of the category (shuffled), and the model without tuning (base). A reference "
+        "has its own look, so its attributes are wrong for every prompt.</p>"
+    )
+
+
+def _differences(summary: Summary, group: Group) -> str:
+    main = main_score(group, summary.against)
+    shown = [main, *(s for s in group.measured(headline=True) if s.name in ("right", "text_alignment"))]
+    lines = [
+        line for line in group.lines if line.kind not in ("compared", "control") or line.method == "base"
+    ]
+    panels = {}
+    for score in dict.fromkeys(shown):
+        rows = []
+        for line in lines:
+            d = line.figures[score.name].difference
+            rows.append((short(line.method), *((d.mean, d.low, d.high) if d else (math.nan,) * 3)))
+        panels[score.label] = rows
+    if not lines:
+        return '<p class="missing">There is no other method yet.</p>'
+    figure = plots.differences(panels, against=short(summary.against))
+    return (
+        f'<div class="plot">{plots.to_svg(figure, "Paired differences with intervals")}</div>'
+        f'<p class="note">Left of the line: worse than {escape(summary.against)}. Grey: a tie.</p>'
+    )
+
+
+def _quality(summary: Summary, group: Group) -> str:
+    """Over the cases that all shown methods have."""
+    main = main_score(group, summary.against)
+    values = group.values[main.name]
+    enough = LEAST_SHARE * len(values[summary.against])
+    lines = [
+        line
+        for line in group.lines
+        if (line.kind != "control" or line.method == "base") and len(values[line.method]) >= max(1, enough)
+    ]
+    common = set.intersection(*(set(values[line.method]) for line in lines)) if lines else set()
+    if not common:
+        return '<p class="missing">No case has a result of all methods yet.</p>'
+    points = []
+    for line in lines:
+        found = [values[line.method][case] for case in sorted(common)]
+        low, high = interval([np.array([value]) for value in found])
+        seconds = line.cost.tuning_cpu if math.isfinite(line.cost.tuning_cpu) else 0.0
+        points.append((short(line.method), seconds, sum(found) / len(found), low, high))
+    figure = plots.quality_against_time(
+        points,
+        quality=main.label,
+        time="tuning on one clip, processor seconds",
+        marked=short(summary.against),
+    )
+    left_out = [
+        line.method
+        for line in group.lines
+        if line.kind not in ("control",) and line not in lines and line.cases
+    ]
+    words = (
+        f"Means over the {plural(len(common), 'case')} that all of them have, with 95 % intervals over cases."
+    )
+    if left_out:
+        words += f" Left out, with fewer than half of the cases: {', '.join(left_out)}."
+    svg = plots.to_svg(figure, f"{main.label} against tuning time")
+    return f'<div class="plot">{svg}</div><p class="note">{escape(words)}</p>'
+
+
+def _clips(summary: Summary, categories: Sequence[Group], clips: Path) -> str:
+    known = {case.name: case for case in cases()}
+    made, notes = [], []
+    for group in categories:
+        score = main_score(group, summary.against)
+        methods = [
+            line.method
+            for line in group.lines
+            if line.clips and (line.kind in ("compared", "baseline", "settings") or line.method == "base")
+        ]
+        for name, rank, value in examples.chosen(group, summary.against, score.name):
+            label = f"{rank} case of {group.category}: {score.label} {number(value)}"
+            if name not in known:
+                notes.append(f"{name} ({label}) is not in this data set.")
+                continue
+            try:
+                made.append(_example(examples.example(known[name], label, methods, clips)))
+            except UserError as error:
+                notes.append(f"{name} cannot be shown: {error}")
+    words = (
+        f"Of each category the best, the median and the worst case of {escape(short(summary.against))} by "
+        "the score that is named, always the clip of the first prompt and the first seed. Below each clip "
+        "its moving points tracked; the colour tells where a track starts, so equal motion looks equal."
+    )
+    said = "".join(f'<p class="missing">{escape(note)}</p>' for note in notes)
+    return f'<p class="note">{words}</p>{"".join(made)}{said}'
+
+
+def _example(found: examples.Example) -> str:
+    address = "data:video/mp4;base64," + base64.b64encode(found.video).decode("ascii")
+    widths = " ".join(f"{width}fr" for _, width in found.columns)
+    total = sum(width for _, width in found.columns) + examples.GAP * (len(found.columns) - 1)
+    labels = "".join(f"<span><b>{escape(label)}</b></span>" for label, _ in found.columns)
+    absent = f'<p class="note">No clip of: {escape(", ".join(found.missing))}.</p>' if found.missing else ""
+    title = f'<h3>{escape(found.case.name)} <span class="soft">{escape(found.rank)}</span></h3>'
+    style = f"grid-template-columns: {widths}; max-width: {total}px"
+    return (
+        f'<div class="example">{title}'
+        f'<p class="soft">“{escape(found.case.prompt)}” → “{escape(found.prompt)}”</p>'
+        f'<div class="columns-of" style="{style}">{labels}</div>'
+        f'<video muted loop playsinline controls preload="auto" width="{total}" src="{address}"></video>'
+        f"{absent}</div>"
+    )
+
+
+def _every_case(group: Group) -> str:
+    tables = []
+    for number_, score in enumerate(group.measured(headline=True)):
+        tables.append(
+            f'<details class="category"{"" if number_ else " open"}><summary>{escape(score.label)}</summary>'
+            f"{case_table(group, score)}</details>"
+        )
+    return '<p class="note">Click a head to sort.</p>' + "".join(tables)
+
+
+def _failures(summary: Summary) -> str:
+    if not summary.failures:
+        return "<p>No case failed for good.</p>"
+    items = ""
+    for f in summary.failures:
+        about = f"{plural(f.attempts, 'attempt')}; {' ← '.join(reversed(f.where))}"
+        items += (
+            f"<li><b>{escape(f.method)}</b> on {escape(f.case)}: {escape(f.error)} "
+            f'<span class="soft">({escape(about)})</span></li>'
+        )
+    return f"<p>Cases that have no result; the next run tries them again.</p><ul>{items}</ul>"
+
+
+def _definitions() -> str:
+    made = "".join(f"<dt>{escape(s.label)} {s.arrow}</dt><dd>{escape(s.definition)}</dd>" for s in SCORES)
+    return f'<dl class="definitions">{made}</dl>'
+
+
+def _origins(summary: Summary, results: Path, clips: Path | None) -> str:
+    part = "" if len({g.part for g in summary.groups}) > 1 else f" --part {summary.groups[0].part}"
+    place = f" -o {shlex.quote(str(clips))}" if clips else ""
+    command = (
+        f"fym motionbench run{part} --split {summary.split} --results {shlex.quote(str(results))}{place}"
+    )
+    parts = [f"<pre><code>{escape(command)}</code></pre>"]
+    for method, rows in summary.rows.items():
+        if rows[0]["model"] and method != SHUFFLED:
+            name = f"{rows[0]['settings']}.toml"
+            parts.append(_origin(results, name, f"settings of {method} on {rows[0]['case']}"))
+    codes = dict.fromkeys(row["code"] for rows in summary.rows.values() for row in rows)
+    parts += [_origin(results, f"{key}.json", f"code {key}") for key in codes]
+    models = dict.fromkeys(row["model"] for rows in summary.rows.values() for row in rows if row["model"])
+    return "".join(parts) + f'<p class="note">Model: {escape(", ".join(models))}.</p>'
+
+
+def _origin(results: Path, name: str, title: str) -> str:
+    path = results / "origins" / name
+    text = path.read_text("utf-8") if path.is_file() else f"{name} is not in the results folder"
+    return f"<details><summary>{escape(title)}</summary><pre><code>{escape(text)}</code></pre></details>"
