@@ -64,7 +64,7 @@ class Case:
     @property
     def file_name(self) -> str:
         """The name without what a file name cannot hold."""
-        return re.sub(r"[^\w.,-]", "_", self.name.replace("/", "-"))
+        return case_file_name(self.name)
 
     @property
     def shown(self) -> Mapping[str, str]:
@@ -136,6 +136,10 @@ class Case:
         if self.source is not None:
             out["source"] = {**vars(self.source), "path": str(self.source.path)}
         return out
+
+
+def case_file_name(name: str) -> str:
+    return re.sub(r"[^\w.,-]", "_", name.replace("/", "-"))
 
 
 def frames_hash(frames: Tensor) -> str:

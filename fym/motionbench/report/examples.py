@@ -15,10 +15,10 @@ from torch import Tensor
 
 from fym import tracks
 from fym.errors import UserError
-from fym.motionbench.case import Case
+from fym.motionbench.case import case_file_name
 from fym.motionbench.report.summary import Group
 from fym.motionbench.results import file_name
-from fym.video import encode_mp4, read_clip
+from fym.video import Clip, encode_mp4, read_clip
 
 SIDE = 144  # pixels of the short side of a clip on the page: three times that of a rendered clip
 GAP = 6
@@ -29,9 +29,6 @@ TARGET, SEED = 0, 0  # the clip that is shown of every case
 class Example:
     """`video` holds all clips in a row and below them the same with tracks; columns: (label, pixels)."""
 
-    case: Case
-    rank: str  # "best case of fym, 0.93"
-    prompt: str
     video: bytes
     columns: Sequence[tuple[str, int]]
     missing: Sequence[str]  # methods that have no clip
@@ -47,32 +44,28 @@ def chosen(group: Group, against: str, score: str) -> list[tuple[str, str, float
     return [(ranked[place][0], rank, ranked[place][1]) for place, rank in found.items()]
 
 
-def example(case: Case, rank: str, methods: Sequence[str], clips: Path) -> Example:
-    """Raises UserError where the reference of a filmed case cannot be read."""
-    reference, fps = case.clip()
-    row, missing = [("reference", reference)], []
-    for method in methods:
-        frames = find_clip(clips, method, case)
-        if frames is None:
-            missing.append(method)
-        else:
-            row.append((method, frames))
-    count = min(len(frames) for _, frames in row)
-    tiles = [(label, *_tiles(frames[:count])) for label, frames in row]
+def example(case: str, methods: Sequence[str], clips: Path) -> Example:
+    """A case's clips, of the first prompt and seed, of those methods that have one."""
+    found = {method: find_clip(clips, method, case) for method in methods}
+    row = [(method, clip) for method, clip in found.items() if clip is not None]
+    missing = [method for method, clip in found.items() if clip is None]
+    if not row:
+        return Example(b"", [], missing)
+    count = min(len(clip.frames) for _, clip in row)
+    tiles = [(label, *_tiles(clip.frames[:count])) for label, clip in row]
     above = _beside([plain for _, plain, _ in tiles])
     below = _beside([drawn for *_, drawn in tiles])
     between = np.full((count, GAP, above.shape[2], 3), 255, np.uint8)
-    video = encode_mp4(np.concatenate([above, between, below], axis=1), fps)
-    columns = [(label, plain.shape[2]) for label, plain, _ in tiles]
-    return Example(case, rank, case.targets[TARGET].prompt, video, columns, missing)
+    video = encode_mp4(np.concatenate([above, between, below], axis=1), row[0][1].fps)
+    return Example(video, [(label, plain.shape[2]) for label, plain, _ in tiles], missing)
 
 
-def find_clip(clips: Path, method: str, case: Case) -> Tensor | None:
+def find_clip(clips: Path, method: str, case: str) -> Clip | None:
     """The newest that `fym motionbench run -o` made, whatever its settings; None if there is none."""
-    pattern = f"{file_name(method)}-{'[0-9a-f]' * 10}/{case.file_name}/t{TARGET}-s{SEED}.mp4"
+    pattern = f"{file_name(method)}-{'[0-9a-f]' * 10}/{case_file_name(case)}/t{TARGET}-s{SEED}.mp4"
     found = sorted(clips.glob(pattern), key=lambda path: path.stat().st_mtime)
     try:
-        return read_clip(found[-1]).frames if found else None
+        return read_clip(found[-1]) if found else None
     except (OSError, UserError):
         return None
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from fym.console import duration
-from fym.errors import UserError
 from fym.motionbench.bootstrap import RESAMPLES, interval
 from fym.motionbench.report import examples
 from fym.motionbench.report.markup import (
@@ -36,6 +35,7 @@ COSTS = (
     "cases of the processor time to that of the method compared with. Wall time depends on what else the "
     "machine did; processor time hardly does, but counts nothing that a GPU did.</p>"
 )
+SHOWN = ("compared", "baseline", "settings")  # kinds of methods whose clips are shown, with base
 LEAST_SHARE = 0.5  # of the cases: methods with fewer are left out of the picture of quality against time
 
 
@@ -222,47 +222,41 @@ def _quality(summary: Summary, group: Group) -> str:
 
 
 def _clips(summary: Summary, categories: Sequence[Group], clips: Path) -> str:
-    known = {case.name: case for case in cases()}
-    made, notes = [], []
+    captions = {case.name: case.prompt for case in cases()}
+    prompts = {row["case"]: row["prompt"] for row in summary.rows[summary.against] if not row["target"]}
+    made = []
     for group in categories:
         score = main_score(group, summary.against)
-        methods = [
-            line.method
-            for line in group.lines
-            if line.clips and (line.kind in ("compared", "baseline", "settings") or line.method == "base")
-        ]
+        methods = [line.method for line in group.lines if line.clips and line.kind in SHOWN]
+        methods = ["reference", *methods, *(["base"] if group.line("base").clips else [])]
         for name, rank, value in examples.chosen(group, summary.against, score.name):
-            label = f"{rank} case of {group.category}: {score.label} {number(value)}"
-            if name not in known:
-                notes.append(f"{name} ({label}) is not in this data set.")
-                continue
-            try:
-                made.append(_example(examples.example(known[name], label, methods, clips)))
-            except UserError as error:
-                notes.append(f"{name} cannot be shown: {error}")
+            title = f"{rank} case of {group.category}: {score.label} {number(value)}"
+            words = " → ".join(f"“{text}”" for text in (captions.get(name), prompts.get(name)) if text)
+            made.append(
+                f'<div class="example"><h3>{escape(name)} <span class="soft">{escape(title)}</span></h3>'
+                f'<p class="soft">{escape(words)}</p>{_video(examples.example(name, methods, clips))}</div>'
+            )
     words = (
         f"Of each category the best, the median and the worst case of {escape(short(summary.against))} by "
         "the score that is named, always the clip of the first prompt and the first seed. Below each clip "
         "its moving points tracked; the colour tells where a track starts, so equal motion looks equal."
     )
-    said = "".join(f'<p class="missing">{escape(note)}</p>' for note in notes)
-    return f'<p class="note">{words}</p>{"".join(made)}{said}'
+    return f'<p class="note">{words}</p>{"".join(made)}'
 
 
-def _example(found: examples.Example) -> str:
+def _video(found: examples.Example) -> str:
+    absent = f'<p class="note">No clip of: {escape(", ".join(found.missing))}.</p>' if found.missing else ""
+    if not found.video:
+        return absent
     address = "data:video/mp4;base64," + base64.b64encode(found.video).decode("ascii")
     widths = " ".join(f"{width}fr" for _, width in found.columns)
     total = sum(width for _, width in found.columns) + examples.GAP * (len(found.columns) - 1)
     labels = "".join(f"<span><b>{escape(label)}</b></span>" for label, _ in found.columns)
-    absent = f'<p class="note">No clip of: {escape(", ".join(found.missing))}.</p>' if found.missing else ""
-    title = f'<h3>{escape(found.case.name)} <span class="soft">{escape(found.rank)}</span></h3>'
     style = f"grid-template-columns: {widths}; max-width: {total}px"
     return (
-        f'<div class="example">{title}'
-        f'<p class="soft">“{escape(found.case.prompt)}” → “{escape(found.prompt)}”</p>'
         f'<div class="columns-of" style="{style}">{labels}</div>'
         f'<video muted loop playsinline controls preload="auto" width="{total}" src="{address}"></video>'
-        f"{absent}</div>"
+        f"{absent}"
     )
 
 
