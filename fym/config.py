@@ -120,6 +120,11 @@ class TemporalConfig(StageConfig):
         "latent frames, one drawn from each part of the clip at each step",
         choices=("uniform", "phase", "motion", "groups"),
     )
+    whole_steps: int = option(
+        0,
+        "last steps of the stage, taken on all frames, with fewer samples so that a step costs about the same",
+        low=0,
+    )
     positions: str = option(
         "stride",
         "time positions of the picked latent frames (none = 0, 1, 2, ...)",

@@ -39,12 +39,13 @@ class Sample(NamedTuple):
     active: tuple[str, ...]  # adapters in the forward pass; the stage's own one is trained
 
 
-Draw = Callable[[torch.Generator, int], Sample]
+Draw = Callable[[torch.Generator, int, int], Sample]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage's data and settings. draw(generator, B) gives the B samples of a step."""
+    """A stage's data and settings. draw(generator, B, step) gives the up to B samples of
+    step 1, 2, ..."""
 
     name: str
     settings: StageConfig
@@ -83,7 +84,7 @@ def run_stage(
             memory.reset_peak(family.device)
             for step in range(state.step + 1, settings.steps + 1):
                 started = time.perf_counter()
-                sample = stage.draw(state.generator, settings.batch_size)
+                sample = stage.draw(state.generator, settings.batch_size, step)
                 if sample.active not in stacks:
                     active = [(state.adapters[name], 1.0) for name in sample.active]
                     stacks[sample.active] = family.stack(active)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fym.checkpoint import load_checkpoint, save_checkpoint
 from fym.checks import run_directory
-from fym.config import Config, to_toml
+from fym.config import Config, TemporalConfig, to_toml
 from fym.console import Console
 from fym.estimate import estimate, estimate_table
 from fym.families import Family, load_family
@@ -25,6 +25,7 @@ from fym.files import check_writable, write_file
 from fym.heads import HeadMap, classify
 from fym.material import Material, SparseClip, read_reference
 from fym.motion_file import MotionFile, load_motion_file, save_motion_file
+from fym.positions import latent_frames
 from fym.plan import Plan, heads_table
 from fym.runlog import STAGES, StepLog, Timings
 from fym.samples import Samples
@@ -198,7 +199,7 @@ def _stage(name: str, config: Config, material: Material, sparse: SparseClip) ->
     if name == "spatial":
         return Stage(name, config.spatial, config.tune, _frame_draw(material))
     settings = config.temporal
-    draw = _clip_draw(sparse, settings.recolour)
+    draw = _clip_draw(sparse, settings)
     return Stage(
         name,
         settings,
@@ -211,7 +212,7 @@ def _stage(name: str, config: Config, material: Material, sparse: SparseClip) ->
 
 
 def _frame_draw(material: Material) -> Draw:
-    def draw(generator: torch.Generator, batch: int) -> Sample:
+    def draw(generator: torch.Generator, batch: int, step: int) -> Sample:
         index = torch.randint(material.num_frames, (batch,), generator=generator)
         latents = material.frame_latents[index.to(material.frame_latents.device)]
         return Sample(latents, None, material.text, ("spatial",))
@@ -219,11 +220,17 @@ def _frame_draw(material: Material) -> Draw:
     return draw
 
 
-def _clip_draw(sparse: SparseClip, recolour: float) -> Draw:
+def _clip_draw(sparse: SparseClip, settings: TemporalConfig) -> Draw:
     """The clip with its caption and its look's adapter; in a share `recolour` of the steps recoloured copies,
     with neither, so that nothing ties the motion to the look."""
 
-    def draw(generator: torch.Generator, batch: int) -> Sample:
+    material, recolour = sparse.material, settings.recolour
+    whole_batch = max(1, settings.batch_size * latent_frames(settings.sparse_frames) // material.latents.shape[1])
+
+    def draw(generator: torch.Generator, batch: int, step: int) -> Sample:
+        if step > settings.steps - settings.whole_steps:
+            whole = material.latents.expand(whole_batch, -1, -1, -1, -1)
+            return Sample(whole, None, material.text, ("spatial", "temporal"))
         if recolour and torch.rand((), generator=generator) < recolour:
             latents, positions = sparse.draw_recoloured(generator, batch)
             return Sample(latents, positions, sparse.material.no_text, ("temporal",))
