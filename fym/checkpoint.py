@@ -79,7 +79,8 @@ def _load(path: Path) -> Checkpoint | None:
         if metadata.get("sha256") != digest(tensors, metadata["record"]):
             return None
         return Checkpoint(path.stem, tensors, json.loads(metadata["record"]))
-    except (OSError, SafetensorError, KeyError, ValueError):
+    except (OSError, RuntimeError, SafetensorError, KeyError, ValueError):
+        # RuntimeError: a newer one took its place since the folder was listed.
         return None
 
 

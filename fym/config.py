@@ -122,7 +122,8 @@ class TemporalConfig(StageConfig):
     )
     whole_steps: int = option(
         0,
-        "last steps of the stage, taken on all frames, with fewer samples so that a step costs about the same",
+        "the last steps of the stage are taken on all frames, as clips are made, with as many samples fewer "
+        "as keep a step's tokens; 0 = all steps on picked frames",
         low=0,
     )
     positions: str = option(
@@ -248,7 +249,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": _stages(128, (3000, 2000), 1e-4, (0.01, 0.01)),
     "fast": _stages(16, (500, 500), 1e-4, (0.1, 0.5)),
     # Found by measurement on the embedded model, see docs/method-choices.md.
-    "tiny": _stages(32, (100, 350), 5e-3, (0.0, 0.0))
+    "tiny": _stages(32, (100, 500), 1e-2, (0.0, 0.0))
     | {
         "spatial.learning_rate": 3e-3,
         "heads.rule": "cosine",
@@ -256,7 +257,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "temporal.sparse_frames": 13,
         "temporal.picking": "groups",
         "temporal.latents": "select",
-        "temporal.lowest_noise": 0.8,
+        "temporal.whole_steps": 350,
+        "temporal.lowest_noise": 0.7,
         "tune.weighting": "none",
         "tune.decay": 0.4,
     },
@@ -370,6 +372,11 @@ def _conflicts(config: Config) -> list[str]:
     if 0 < config.clip.frames < config.temporal.sparse_frames:
         sparse = config.temporal.sparse_frames
         errors.append(f"temporal.sparse_frames = {sparse}: more than clip.frames = {config.clip.frames}")
+    if config.temporal.whole_steps > config.temporal.steps:
+        errors.append(
+            f"temporal.whole_steps = {config.temporal.whole_steps}: more than temporal.steps = "
+            f"{config.temporal.steps}"
+        )
     files = max(1, len(config.generate.motion))
     for name in ("temporal_scale", "spatial_scale"):
         scales = get(config, f"generate.{name}")

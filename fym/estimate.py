@@ -38,15 +38,34 @@ class Estimate:
 
 
 def estimate(family: Family, stage: Stage, state: TuningState, config: Config) -> Estimate | None:
-    """Runs TRIAL_STEPS steps of the stage at learning rate 0; None if it has nothing to do or to train."""
-    left = stage.settings.steps - (state.step if stage.name == state.stage else 0)
+    """Runs TRIAL_STEPS steps of each kind the stage has left, at learning rate 0; None if it has nothing to
+    do or to train."""
+    last = stage.settings.steps
+    left = last - (state.step if stage.name == state.stage else 0)
+    whole = min(stage.whole_steps, left)
+    kinds = [(steps, at) for steps, at in ((left - whole, 1), (whole, last)) if steps > 0]
     trial = TuningState(
         torch.Generator().manual_seed(config.tune.seed), state.identity, copy.deepcopy(state.adapters)
     )
     trial.enter(stage.name, config)
-    if left <= 0 or trial.optimizer is None:
+    if not kinds or trial.optimizer is None:
         return None
-    still = replace(stage, settings=replace(stage.settings, steps=TRIAL_STEPS, learning_rate=0.0))
+    tried = []
+    for _, at in kinds:
+        trial.step = 0
+        tried.append(_try(family, stage, trial, at))
+    total = sum(steps * seconds for (steps, _), (seconds, _) in zip(kinds, tried, strict=True))
+    peak = {name: max(each[name] for _, each in tried) for name in tried[0][1]}
+    return Estimate(stage.name, left, total / left, peak)
+
+
+def _try(family: Family, stage: Stage, trial: TuningState, at: int) -> tuple[float, dict[str, float]]:
+    """(seconds of a step, peak memory) of steps that draw what step `at` of the stage does."""
+    still = replace(
+        stage,
+        settings=replace(stage.settings, steps=TRIAL_STEPS, learning_rate=0.0),
+        draw=lambda generator, batch, step: stage.draw(generator, batch, at),
+    )
     with tempfile.TemporaryDirectory() as folder:
         log = StepLog(Path(folder) / "train.jsonl")
         try:
@@ -55,7 +74,7 @@ def estimate(family: Family, stage: Stage, state: TuningState, config: Config) -
             )
         finally:
             log.close()
-    return Estimate(stage.name, left, statistics.median(seconds[1:]), memory.peak(family.device))
+    return statistics.median(seconds[1:]), memory.peak(family.device)
 
 
 def estimate_table(estimates: Sequence[Estimate]) -> Table:

@@ -87,9 +87,13 @@ class Plan:
         config = self.config
         return [
             ("spatial", line(config.spatial, self.tokens_frame)),
-            ("temporal", line(config.temporal, self.tokens_sparse)),
+            ("temporal", line(config.temporal, self.tokens_sparse) + self._whole()),
             ("preset", config.preset),
         ]
+
+    def _whole(self) -> str:
+        whole = self.config.temporal.whole_steps
+        return f", the last {whole} on all frames" if whole else ""
 
     def _kernels(self) -> str:
         """The backend of each op at this dtype, the ops of one backend together."""

@@ -44,8 +44,10 @@ Draw = Callable[[torch.Generator, int, int], Sample]
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage's data and settings. draw(generator, B, step) gives the up to B samples of
-    step 1, 2, ..."""
+    """A stage's data and settings. draw(generator, B, step) gives the samples, at most B, of step 1, 2, ...
+
+    The last `whole_steps` steps draw the whole clip.
+    """
 
     name: str
     settings: StageConfig
@@ -54,6 +56,7 @@ class Stage:
     motion_weight: float = 0.0
     debias: bool = False
     lowest_noise: float = 0.0
+    whole_steps: int = 0
 
 
 def run_stage(

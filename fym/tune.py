@@ -25,8 +25,8 @@ from fym.files import check_writable, write_file
 from fym.heads import HeadMap, classify
 from fym.material import Material, SparseClip, read_reference
 from fym.motion_file import MotionFile, load_motion_file, save_motion_file
-from fym.positions import latent_frames
 from fym.plan import Plan, heads_table
+from fym.positions import latent_frames
 from fym.runlog import STAGES, StepLog, Timings
 from fym.samples import Samples
 from fym.stage import Draw, Sample, Stage, run_stage
@@ -208,6 +208,7 @@ def _stage(name: str, config: Config, material: Material, sparse: SparseClip) ->
         settings.motion_weight,
         settings.debias,
         settings.lowest_noise,
+        settings.whole_steps,
     )
 
 
@@ -221,23 +222,23 @@ def _frame_draw(material: Material) -> Draw:
 
 
 def _clip_draw(sparse: SparseClip, settings: TemporalConfig) -> Draw:
-    """The clip with its caption and its look's adapter; in a share `recolour` of the steps recoloured copies,
-    with neither, so that nothing ties the motion to the look."""
+    """The clip with its caption and its look's adapter: picked frames, in the last `whole_steps` all of them.
 
-    material, recolour = sparse.material, settings.recolour
-    whole_batch = max(1, settings.batch_size * latent_frames(settings.sparse_frames) // material.latents.shape[1])
+    In a share `recolour` of the steps before, recoloured copies with neither caption nor adapter, so that
+    nothing ties the motion to the look.
+    """
+    material, both = sparse.material, ("spatial", "temporal")
 
     def draw(generator: torch.Generator, batch: int, step: int) -> Sample:
         if step > settings.steps - settings.whole_steps:
-            whole = material.latents.expand(whole_batch, -1, -1, -1, -1)
-            return Sample(whole, None, material.text, ("spatial", "temporal"))
-        if recolour and torch.rand((), generator=generator) < recolour:
+            whole = material.latents
+            same_tokens = max(1, batch * latent_frames(settings.sparse_frames) // whole.shape[1])
+            return Sample(whole.expand(same_tokens, -1, -1, -1, -1), None, material.text, both)
+        if settings.recolour and torch.rand((), generator=generator) < settings.recolour:
             latents, positions = sparse.draw_recoloured(generator, batch)
-            return Sample(latents, positions, sparse.material.no_text, ("temporal",))
+            return Sample(latents, positions, material.no_text, ("temporal",))
         latents, positions = sparse.draw(generator)
-        return Sample(
-            latents.expand(batch, -1, -1, -1, -1), positions, sparse.material.text, ("spatial", "temporal")
-        )
+        return Sample(latents.expand(batch, -1, -1, -1, -1), positions, material.text, both)
 
     return draw
 

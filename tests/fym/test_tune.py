@@ -228,7 +228,7 @@ def test_killed_at_any_moment_it_resumes_to_the_same_result(uninterrupted, confi
     arguments = [sys.executable, str(script), str(tmp_path / "config.toml"), str(folder)]
     process = subprocess.Popen([*arguments, str(torch.get_num_threads())], stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
-    while load_checkpoint(checkpoints).record != {**load_checkpoint(checkpoints).record, "stage": "temporal"}:
+    while (found := load_checkpoint(checkpoints)) is None or found.record["stage"] != "temporal":
         assert process.poll() is None, process.stderr.read().decode()
         assert time.monotonic() < deadline
     os.kill(process.pid, signal.SIGKILL)
@@ -375,8 +375,31 @@ def test_the_first_screen_says_what_each_stage_will_take(configure, planted, tmp
     )
 
 
+def test_the_last_steps_take_the_whole_clip_at_the_same_tokens(configure, planted, tmp_path):
+    """Positions 0, 1, 2, ... as at generation; samples fewer, so that a step costs the same."""
+    config = configure(temporal__whole_steps=2, temporal__batch_size=4)
+    family = load_family(config.model.path, dtype="float32")
+    material = Material(family, read_reference(config.clip, family), config.clip, tmp_path / "cache")
+    stage = tune._stage("temporal", config, material, SparseClip(material, config.temporal))
+    drawn = [stage.draw(torch.Generator().manual_seed(0), 4, step) for step in range(1, STEPS + 1)]
+    sparse, whole = drawn[:-2], drawn[-2:]
+    assert all(one.positions is not None and one.latents.shape[0] == 4 for one in sparse)
+    assert all(one.positions is None and one.latents.shape[2] == 5 for one in whole)
+    tokens = [one.latents.shape[0] * one.latents.shape[2] for one in drawn]
+    assert tokens == [12] * (STEPS - 2) + [10] * 2
+    result = run(config, tmp_path)
+    losses = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in losses if row["stage"] == "temporal"] == list(range(1, STEPS + 1))
+    assert result.motion_file.exists()
+
+
+def test_more_whole_steps_than_steps_are_refused(configure):
+    with pytest.raises(UserError, match=r"temporal\.whole_steps = 9: more than temporal\.steps"):
+        configure(temporal__whole_steps=9, temporal__steps=8)
+
+
 def test_an_estimate_changes_nothing(configure, planted, tmp_path):
-    config = configure(temporal__picking="phase")
+    config = configure(temporal__picking="phase", temporal__whole_steps=2)
     family = load_family(config.model.path, dtype="float32")
     clip = read_reference(config.clip, family)
     material = Material(family, clip, config.clip, tmp_path / "cache")
