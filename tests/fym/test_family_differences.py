@@ -243,6 +243,22 @@ class TestTwoExperts:
             assert torch.equal(second(), stock)
             assert not torch.equal(family.predict(noisy(family), T, text), before)
 
+    @torch.no_grad()
+    def test_one_expert_at_a_time_is_on_a_gpu(self, load, monkeypatch):
+        """Played on the CPU: the second comes when it is first called and goes at the end."""
+        family, moves = load("wan-2.2-14b"), []
+        second, text = family.pipeline.transformer_2, family.encode_prompts(["x"])
+        family.device = torch.device("meta")
+        for name, expert in {"high": family.transformer, "low": second}.items():
+            monkeypatch.setattr(expert, "to", lambda device, name=name: moves.append((name, str(device))))
+        with family._experts():
+            family.transformer(noisy(family), T, text)
+            assert moves == []
+            second(noisy(family), torch.tensor([500.0]), text)
+            assert moves == [("high", "cpu"), ("low", "meta")]
+        assert moves[2:] == [("low", "cpu"), ("high", "meta")]
+        assert not second._forward_pre_hooks
+
     def test_one_without_its_boundary_is_refused(self, tiny_model, tmp_path):
         copy = shutil.copytree(tiny_model("wan-2.2-14b"), tmp_path / "x")
         index = json.loads((copy / "model_index.json").read_text()) | {"boundary_ratio": None}
