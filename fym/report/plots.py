@@ -195,16 +195,11 @@ def stage_costs(timings: Mapping[str, Mapping[str, float]]) -> Figure:
     return figure
 
 
-def differences(
-    panels: Mapping[str, Sequence[tuple[str, float, float, float]]],
-    *,
-    against: str,
-    lower: Sequence[str] = (),
-) -> Figure:
-    """Paired differences to one method with their intervals, a panel for each score.
+def differences(panels: Mapping[str, Sequence[tuple[str, float, float, float]]], *, against: str) -> Figure:
+    """Paired differences to one method with their intervals, a panel for each score of which more is better.
 
-    panels: score -> (method, mean, low, high), the same methods in the same order. lower: scores of which
-    less is better. An interval that holds 0 is drawn grey.
+    panels: score -> (method, mean, low, high), the same methods in the same order. An interval that holds 0
+    is drawn grey.
     """
     methods = [row[0] for row in next(iter(panels.values()))]
     with matplotlib.rc_context(_STYLE):
@@ -216,8 +211,7 @@ def differences(
             for place, (_, mean, low, high) in enumerate(rows):
                 if not math.isfinite(mean):
                     continue
-                worse = (mean < 0) != (score in lower)
-                colour = "#8a939e" if low <= 0 <= high else SPATIAL if worse else TEMPORAL
+                colour = "#8a939e" if low <= 0 <= high else SPATIAL if mean < 0 else TEMPORAL
                 axes.plot([low, high], [place, place], color=colour, linewidth=2.2, solid_capstyle="round")
                 axes.plot([mean], [place], "o", color=colour, markersize=5)
             axes.set_title(score, loc="left", fontsize=11)

@@ -37,9 +37,10 @@ class Example:
 def chosen(group: Group, against: str, score: str) -> list[tuple[str, str, float]]:
     """(case, rank, value) of the best, median and worst case of a method; cases that are the same once."""
     ranked = sorted(group.values[score][against].items(), key=lambda item: (-item[1], item[0]))
-    places = {"best": 0, "median": len(ranked) // 2, "worst": len(ranked) - 1} if ranked else {}
+    last = len(ranked) - 1
+    places = {"best": 0, "median": len(ranked) // 2, "worst": last} if last > 0 else {"only": 0}
     found: dict[int, str] = {}
-    for rank, place in places.items():
+    for rank, place in places.items() if ranked else ():
         found.setdefault(place, rank)
     return [(ranked[place][0], rank, ranked[place][1]) for place, rank in found.items()]
 

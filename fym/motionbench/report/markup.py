@@ -132,25 +132,30 @@ def _cell(line: Line, figure: Figure) -> str:
 
 def _tuning(line: Line) -> str:
     cost = line.cost
-    if not math.isfinite(cost.tuning_cpu):
-        return '<td class="number">–</td>'
-    ratio = f"<span>{number(cost.ratio)} ×</span>" if line.kind != "compared" else ""
-    return f'<td class="number"><b>{duration(cost.tuning_cpu)}</b>{ratio}</td>'
+    text = f"<b>{duration(cost.tuning_cpu)}</b>" if math.isfinite(cost.tuning_cpu) else "–"
+    if math.isfinite(cost.ratio) and line.kind != "compared":
+        text += f"<span>{number(cost.ratio)} ×</span>"
+    if math.isfinite(cost.sampling_cpu):
+        text += f"<span>a clip {duration(cost.sampling_cpu)}</span>"
+    return f'<td class="number">{text}</td>'
 
 
 def cost_table(group: Group) -> str:
     """Medians of wall and processor seconds of tuning and of a clip, the peak, and the stages."""
+    on_gpu = any(math.isfinite(line.cost.peak_gpu_mib) for line in group.lines)
     rows = []
     for line in group.lines:
         cost = line.cost
         if not cost.stages:
             continue
-        stages = ", ".join(f"{name} {number(cpu, 1)}" for name, (_, cpu, _) in cost.stages.items())
+        stages = ", ".join(f"{name} {number(cpu, 1)}" for name, (_, cpu) in cost.stages.items())
         cells = [number(cost.tuning_cpu, 1), number(cost.ratio), number(cost.tuning, 1)]
-        cells += [number(cost.sampling_cpu, 1), number(cost.sampling, 1), number(cost.peak_mib, 0), stages]
+        peaks = [number(cost.peak_mib, 0), *([number(cost.peak_gpu_mib, 0)] if on_gpu else [])]
+        cells += [number(cost.sampling_cpu, 1), number(cost.sampling, 1), *peaks, stages]
         rows.append(row(line.method, cells))
     heads = ["method", "tuning, processor s", "ratio", "tuning, wall s", "a clip, processor s"]
-    return table([*heads, "a clip, wall s", "peak memory, MiB", "processor s of the stages"], rows)
+    heads += ["a clip, wall s", "peak memory, MiB", *(["of the GPU, MiB"] if on_gpu else [])]
+    return table([*heads, "processor s of the stages"], rows)
 
 
 def case_table(group: Group, score: Score) -> str:

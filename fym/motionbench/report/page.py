@@ -12,7 +12,9 @@ import numpy as np
 
 from fym.console import duration
 from fym.motionbench.bootstrap import RESAMPLES, interval
+from fym.motionbench.methods import METHODS
 from fym.motionbench.report import examples
+from fym.motionbench.report.figures import FEW
 from fym.motionbench.report.markup import (
     SCRIPT,
     STYLE,
@@ -24,7 +26,7 @@ from fym.motionbench.report.markup import (
     verdicts,
 )
 from fym.motionbench.report.scores import SCORES
-from fym.motionbench.report.summary import FEW, SHUFFLED, Group, Summary, main_score
+from fym.motionbench.report.summary import SHUFFLED, Group, Summary, main_score
 from fym.motionbench.suite import DATASET, VERSION, cases
 from fym.report import plots
 from fym.report.markup import escape, number
@@ -33,7 +35,9 @@ from fym.report.page import document
 COSTS = (
     '<p class="note">Medians over cases of tuning, over clips of sampling; ratio: the median over common '
     "cases of the processor time to that of the method compared with. Wall time depends on what else the "
-    "machine did; processor time hardly does, but counts nothing that a GPU did.</p>"
+    "machine did; processor time hardly does, but counts nothing that a GPU did. Peak memory is that of the "
+    "process in its worst stage, the least over cases, since a process that has done others holds more."
+    "</p>"
 )
 SHOWN = ("compared", "baseline", "settings")  # kinds of methods whose clips are shown, with base
 LEAST_SHARE = 0.5  # of the cases: methods with fewer are left out of the picture of quality against time
@@ -178,7 +182,8 @@ def _differences(summary: Summary, group: Group) -> str:
     figure = plots.differences(panels, against=short(summary.against))
     return (
         f'<div class="plot">{plots.to_svg(figure, "Paired differences with intervals")}</div>'
-        f'<p class="note">Left of the line: worse than {escape(summary.against)}. Grey: a tie.</p>'
+        f'<p class="note">Left of the line, blue: worse than {escape(short(summary.against))}; right of it, '
+        "orange: better; grey: a tie.</p>"
     )
 
 
@@ -199,12 +204,11 @@ def _quality(summary: Summary, group: Group) -> str:
     for line in lines:
         found = [values[line.method][case] for case in sorted(common)]
         low, high = interval([np.array([value]) for value in found])
-        seconds = line.cost.tuning_cpu if math.isfinite(line.cost.tuning_cpu) else 0.0
-        points.append((short(line.method), seconds, sum(found) / len(found), low, high))
+        points.append((short(line.method), line.cost.first_clip, sum(found) / len(found), low, high))
     figure = plots.quality_against_time(
         points,
         quality=main.label,
-        time="tuning on one clip, processor seconds",
+        time="processor seconds until the first clip: tuning and one sampling",
         marked=short(summary.against),
     )
     left_out = [
@@ -217,7 +221,7 @@ def _quality(summary: Summary, group: Group) -> str:
     )
     if left_out:
         words += f" Left out, with fewer than half of the cases: {', '.join(left_out)}."
-    svg = plots.to_svg(figure, f"{main.label} against tuning time")
+    svg = plots.to_svg(figure, f"{main.label} against time")
     return f'<div class="plot">{svg}</div><p class="note">{escape(words)}</p>'
 
 
@@ -290,15 +294,15 @@ def _definitions() -> str:
 
 def _origins(summary: Summary, results: Path, clips: Path | None) -> str:
     part = "" if len({g.part for g in summary.groups}) > 1 else f" --part {summary.groups[0].part}"
+    made = sorted(method for method, rows in summary.rows.items() if rows[0]["model"] and method != SHUFFLED)
+    chosen = "" if set(made) == set(METHODS) else "".join(f" --method {shlex.quote(m)}" for m in made)
     place = f" -o {shlex.quote(str(clips))}" if clips else ""
-    command = (
-        f"fym motionbench run{part} --split {summary.split} --results {shlex.quote(str(results))}{place}"
-    )
+    command = f"fym motionbench run{chosen}{part} --split {summary.split}"
+    command += f" --results {shlex.quote(str(results))}{place}"
     parts = [f"<pre><code>{escape(command)}</code></pre>"]
-    for method, rows in summary.rows.items():
-        if rows[0]["model"] and method != SHUFFLED:
-            name = f"{rows[0]['settings']}.toml"
-            parts.append(_origin(results, name, f"settings of {method} on {rows[0]['case']}"))
+    for method in made:
+        row = summary.rows[method][0]
+        parts.append(_origin(results, f"{row['settings']}.toml", f"settings of {method} on {row['case']}"))
     codes = dict.fromkeys(row["code"] for rows in summary.rows.values() for row in rows)
     parts += [_origin(results, f"{key}.json", f"code {key}") for key in codes]
     models = dict.fromkeys(row["model"] for rows in summary.rows.values() for row in rows if row["model"])

@@ -8,18 +8,14 @@ are over the common ones.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from fym.errors import UserError
-from fym.motionbench.bootstrap import interval
 from fym.motionbench.categories import CATEGORIES, PARTS
 from fym.motionbench.methods import CONTROLS, METHODS
+from fym.motionbench.report.figures import Cost, Figure, average, cost_of, costs_of, figure_of, values_of
 from fym.motionbench.report.scores import SCORES, Score
 from fym.motionbench.results import Results, Row
 
@@ -38,46 +34,6 @@ CONTROL_ROWS = {
     SHUFFLED: "the first row's clips against other references",
     "base": "the model without tuning",
 }
-FEW = 5  # cases below which an interval says too little to call anything better or worse
-SAMPLE = "sample"  # the stage that is not tuning
-Values = dict[str, dict[tuple[int, int], float]]  # case -> (target, seed) -> value
-
-
-@dataclass(frozen=True)
-class Difference:
-    """To the method compared with; verdict: better, worse, tie (0 is inside the interval) or few (cases)."""
-
-    mean: float
-    low: float
-    high: float
-    cases: int
-    clips: int
-    verdict: str
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A mean with its 95 % interval and what is behind it."""
-
-    mean: float
-    low: float
-    high: float
-    cases: int
-    clips: int
-    difference: Difference | None
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Medians over cases, peaks the largest. Seconds of tuning for each case, of sampling for each clip."""
-
-    tuning: float  # wall clock
-    tuning_cpu: float  # processor
-    sampling: float
-    sampling_cpu: float
-    peak_mib: float
-    ratio: float  # median over common cases of tuning_cpu over that of the method compared with
-    stages: Mapping[str, tuple[float, float, float]]  # seconds, processor seconds, peak MiB
 
 
 @dataclass(frozen=True)
@@ -221,11 +177,11 @@ def _in_order(methods: Iterable[str], against: str) -> list[str]:
 
 def _group(part: str, category: str, rows: Mapping[str, Sequence[Row]], against: str) -> Group:
     order = _in_order([m for m, found in rows.items() if found], against)
-    values = {s.name: {m: _values(rows.get(m, ()), s) for m in order} for s in SCORES}
+    values = {s.name: {m: values_of(rows.get(m, ()), s) for m in order} for s in SCORES}
     keys = {m: {(r["case"], r["target"], r["seed"]) for r in rows.get(m, ())} for m in order}
     tuned = [m for m in order if m not in CONTROL_ROWS or m == "base"]
     wanted = set().union(*(keys[m] for m in tuned))
-    costs = {m: _costs(rows.get(m, ())) for m in order}
+    costs = {m: costs_of(rows.get(m, ())) for m in order}
     lines = []
     for method in order:
         of_control = method in CONTROL_ROWS and method not in ("base", SHUFFLED)
@@ -243,7 +199,7 @@ def _group(part: str, category: str, rows: Mapping[str, Sequence[Row]], against:
                 missing_cases=len({case for case, *_ in full} - has),
                 missing_clips=len(full - keys[method]),
                 figures={
-                    s.name: _figure(
+                    s.name: figure_of(
                         values[s.name][method],
                         None if method == against else values[s.name][against],
                         s,
@@ -251,89 +207,14 @@ def _group(part: str, category: str, rows: Mapping[str, Sequence[Row]], against:
                     )
                     for s in SCORES
                 },
-                cost=_cost(rows.get(method, ()), costs[method], costs[against]),
+                cost=cost_of(rows.get(method, ()), costs[method], costs[against]),
             )
         )
     means = {
-        score: {m: {case: _mean(clips.values()) for case, clips in v.items()} for m, v in of.items()}
+        score: {m: {case: average(clips.values()) for case, clips in v.items()} for m, v in of.items()}
         for score, of in values.items()
     }
     return Group(part, category, lines, means, len({case for case, *_ in wanted}), len(wanted))
-
-
-def _values(rows: Sequence[Row], score: Score) -> Values:
-    found: Values = {}
-    for row in rows:
-        value = score.read(row)
-        if math.isfinite(value):
-            found.setdefault(row["case"], {})[row["target"], row["seed"]] = value
-    return found
-
-
-def _figure(ours: Values, theirs: Values | None, score: Score, *, one_clip: bool) -> Figure:
-    """one_clip: ours has a single seed, which stands for all of theirs."""
-    clips = [np.array(list(found.values())) for found in ours.values()]
-    if not clips:
-        return Figure(math.nan, math.nan, math.nan, 0, 0, None)
-    low, high = interval(clips)
-    mean = _mean(values.mean() for values in clips)
-    return Figure(
-        mean, low, high, len(clips), sum(map(len, clips)), _difference(ours, theirs or {}, score, one_clip)
-    )
-
-
-def _difference(ours: Values, theirs: Values, score: Score, one_clip: bool) -> Difference | None:
-    pairs = []
-    for case in ours.keys() & theirs.keys():
-        found = [
-            ours[case][key] - value
-            for (target, seed), value in theirs[case].items()
-            if (key := (target, 0 if one_clip else seed)) in ours[case]
-        ]
-        if found:
-            pairs.append((case, np.array(found)))
-    if not pairs:
-        return None
-    differences = [found for _, found in sorted(pairs, key=lambda pair: pair[0])]
-    low, high = interval(differences)
-    if len(differences) < FEW:
-        verdict = "few"
-    elif low <= 0 <= high:
-        verdict = "tie"
-    else:
-        verdict = "better" if (low > 0) == score.higher else "worse"
-    mean = _mean(values.mean() for values in differences)
-    return Difference(mean, low, high, len(differences), sum(map(len, differences)), verdict)
-
-
-def _costs(rows: Iterable[Row]) -> dict[str, dict[str, list[float]]]:
-    """Of each case the stages of its tuning; a case without any has none."""
-    return {row["case"]: {k: v for k, v in row["cost"].items() if k != SAMPLE} for row in rows}
-
-
-def _cost(rows: Sequence[Row], costs: Mapping[str, Any], against: Mapping[str, Any]) -> Cost:
-    def total(stages: Mapping[str, list[float]], number: int) -> float:
-        return sum(cost[number] for cost in stages.values())
-
-    tuned = [stages for stages in costs.values() if stages]
-    samples = [row["cost"][SAMPLE] for row in rows if SAMPLE in row["cost"]]
-    both = [c for c in costs if costs[c] and total(against.get(c) or {}, 1) > 0]
-    names = list(dict.fromkeys(name for stages in tuned for name in stages))
-    stages = {name: [case[name] for case in tuned if name in case] for name in names}
-    if samples:
-        stages[SAMPLE] = samples
-    return Cost(
-        tuning=_median(total(stages, 0) for stages in tuned),
-        tuning_cpu=_median(total(stages, 1) for stages in tuned),
-        sampling=_median(sample[0] for sample in samples),
-        sampling_cpu=_median(sample[1] for sample in samples),
-        peak_mib=max((cost[2] for found in stages.values() for cost in found), default=math.nan),
-        ratio=_median(total(costs[c], 1) / total(against[c], 1) for c in both),
-        stages={
-            name: (_median(c[0] for c in found), _median(c[1] for c in found), max(c[2] for c in found))
-            for name, found in stages.items()
-        },
-    )
 
 
 def _failures(results: Results, rows: Mapping[str, Sequence[Row]]) -> list[Failure]:
@@ -374,12 +255,3 @@ def _warnings(rows: Mapping[str, Sequence[Row]]) -> list[str]:
         if mixed and method != SHUFFLED:
             found.append(f"{method}: clips of {mixed} cases are partly of other settings than the rest.")
     return found
-
-
-def _mean(values: Iterable[float]) -> float:
-    return float(np.mean(list(values)))
-
-
-def _median(values: Iterable[float]) -> float:
-    found = list(values)
-    return float(np.median(found)) if found else math.nan

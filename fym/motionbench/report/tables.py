@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from fym.motionbench.report.figures import FEW, Cost, Difference
 from fym.motionbench.report.scores import SCORES, Score
-from fym.motionbench.report.summary import FEW, Cost, Difference, Group, Line, Summary, main_score
+from fym.motionbench.report.summary import Group, Line, Summary, main_score
 from fym.motionbench.results import compact
 from fym.motionbench.suite import DATASET, VERSION
 from fym.report.markup import number, signed
@@ -23,6 +24,7 @@ COSTS: Mapping[str, Callable[[Cost], float]] = {
     "sampling_seconds": lambda cost: cost.sampling,
     "sampling_cpu_seconds": lambda cost: cost.sampling_cpu,
     "peak_mib": lambda cost: cost.peak_mib,
+    "peak_gpu_mib": lambda cost: cost.peak_gpu_mib,
 }
 COLUMNS = (
     *(
