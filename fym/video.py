@@ -172,14 +172,14 @@ def output_kind(path: str | Path) -> str:
     return "png"
 
 
-def encode_mp4(pictures: Picture, fps: float) -> bytes:
-    """(F,H,W,3) uint8 as an h264 mp4 that plays everywhere (yuv420p, even size)."""
+def encode_mp4(pictures: Picture, fps: float, *, crf: str = CRF) -> bytes:
+    """(F,H,W,3) uint8 as an h264 mp4 that plays everywhere (yuv420p, even size); crf: x264's loss."""
     pad = [(0, 0), (0, pictures.shape[1] % 2), (0, pictures.shape[2] % 2), (0, 0)]
     pictures = np.pad(pictures, pad, mode="edge")
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         # No B frames: x264's AVX-512 path for them reads uninitialised memory, so files would differ.
-        stream = container.add_stream("libx264", rate=_rate(fps), options={"crf": CRF, "bf": "0"})
+        stream = container.add_stream("libx264", rate=_rate(fps), options={"crf": crf, "bf": "0"})
         stream.height, stream.width, stream.pix_fmt = pictures.shape[1], pictures.shape[2], "yuv420p"
         for picture in pictures:
             container.mux(stream.encode(VideoFrame.from_ndarray(picture, format="rgb24")))

@@ -22,6 +22,7 @@ from fym.video import Clip, encode_mp4, read_clip
 
 SIDE = 144  # pixels of the short side of a clip on the page: three times that of a rendered clip
 GAP = 6
+CRF = "26"  # of x264: a page has a hundred clips and more, twice each
 TARGET, SEED = 0, 0  # the clip that is shown of every case
 
 
@@ -57,7 +58,7 @@ def example(case: str, methods: Sequence[str], clips: Path) -> Example:
     above = _beside([plain for _, plain, _ in tiles])
     below = _beside([drawn for *_, drawn in tiles])
     between = np.full((count, GAP, above.shape[2], 3), 255, np.uint8)
-    video = encode_mp4(np.concatenate([above, between, below], axis=1), row[0][1].fps)
+    video = encode_mp4(np.concatenate([above, between, below], axis=1), row[0][1].fps, crf=CRF)
     return Example(video, [(label, plain.shape[2]) for label, plain, _ in tiles], missing)
 
 
