@@ -249,7 +249,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": _stages(128, (3000, 2000), 1e-4, (0.01, 0.01)),
     "fast": _stages(16, (500, 500), 1e-4, (0.1, 0.5)),
     # Found by measurement on the embedded model, see docs/method-choices.md.
-    "tiny": _stages(32, (100, 500), 1e-2, (0.0, 0.0))
+    "tiny": _stages(32, (100, 500), 7e-3, (0.0, 0.0))
     | {
         "spatial.learning_rate": 3e-3,
         "heads.rule": "cosine",
