@@ -120,11 +120,12 @@ class TemporalConfig(StageConfig):
         "latent frames, one drawn from each part of the clip at each step",
         choices=("uniform", "phase", "motion", "groups"),
     )
-    whole_steps: int = option(
-        0,
-        "the last steps of the stage are taken on all frames, as clips are made, with as many samples fewer "
-        "as keep a step's tokens; 0 = all steps on picked frames",
+    whole_share: float = option(
+        0.0,
+        "last share of the stage whose steps are taken on all frames, as clips are made, with as many samples "
+        "fewer as keep a step's tokens; 0 = every step on picked frames",
         low=0,
+        high=1,
     )
     positions: str = option(
         "stride",
@@ -152,6 +153,11 @@ class TemporalConfig(StageConfig):
         high=0.99,
     )
     debias: bool = option(False, "add the appearance-debiased term to the loss")
+
+    @property
+    def whole_steps(self) -> int:
+        """The number of last steps on all frames."""
+        return round(self.whole_share * self.steps)
 
 
 @dataclass
@@ -257,7 +263,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "temporal.sparse_frames": 13,
         "temporal.picking": "groups",
         "temporal.latents": "select",
-        "temporal.whole_steps": 350,
+        "temporal.whole_share": 0.7,
         "temporal.lowest_noise": 0.7,
         "tune.weighting": "none",
         "tune.decay": 0.4,
@@ -372,11 +378,6 @@ def _conflicts(config: Config) -> list[str]:
     if 0 < config.clip.frames < config.temporal.sparse_frames:
         sparse = config.temporal.sparse_frames
         errors.append(f"temporal.sparse_frames = {sparse}: more than clip.frames = {config.clip.frames}")
-    if config.temporal.whole_steps > config.temporal.steps:
-        errors.append(
-            f"temporal.whole_steps = {config.temporal.whole_steps}: more than temporal.steps = "
-            f"{config.temporal.steps}"
-        )
     files = max(1, len(config.generate.motion))
     for name in ("temporal_scale", "spatial_scale"):
         scales = get(config, f"generate.{name}")

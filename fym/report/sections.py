@@ -60,8 +60,8 @@ def schedule(run: Run, frames: int) -> str:
     if not frames or not count:
         return missing("The frame schedule")
     shares = f"{min(count, frames)} of {frames} frames a step"
-    if whole := run.setting("temporal.whole_steps", 0):
-        shares += f", all in the last {whole} steps"
+    if whole := run.setting("temporal.whole_share", 0.0):
+        shares += f", all of them in the last {whole:.0%} of the steps"
     words = f"{shares}; picking: {escape(picking)}, positions: {escape(rule)}."
     if picking != "uniform" or count > frames:  # other pickings differ from step to step or clip to clip
         return f"<p>{words}</p>"

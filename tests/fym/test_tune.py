@@ -377,7 +377,7 @@ def test_the_first_screen_says_what_each_stage_will_take(configure, planted, tmp
 
 def test_the_last_steps_take_the_whole_clip_at_the_same_tokens(configure, planted, tmp_path):
     """Positions 0, 1, 2, ... as at generation; samples fewer, so that a step costs the same."""
-    config = configure(temporal__whole_steps=2, temporal__batch_size=4)
+    config = configure(temporal__whole_share=2 / STEPS, temporal__batch_size=4)
     family = load_family(config.model.path, dtype="float32")
     material = Material(family, read_reference(config.clip, family), config.clip, tmp_path / "cache")
     stage = tune._stage("temporal", config, material, SparseClip(material, config.temporal))
@@ -393,13 +393,8 @@ def test_the_last_steps_take_the_whole_clip_at_the_same_tokens(configure, plante
     assert result.motion_file.exists()
 
 
-def test_more_whole_steps_than_steps_are_refused(configure):
-    with pytest.raises(UserError, match=r"temporal\.whole_steps = 9: more than temporal\.steps"):
-        configure(temporal__whole_steps=9, temporal__steps=8)
-
-
 def test_an_estimate_changes_nothing(configure, planted, tmp_path):
-    config = configure(temporal__picking="phase", temporal__whole_steps=2)
+    config = configure(temporal__picking="phase", temporal__whole_share=0.5)
     family = load_family(config.model.path, dtype="float32")
     clip = read_reference(config.clip, family)
     material = Material(family, clip, config.clip, tmp_path / "cache")
