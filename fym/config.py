@@ -122,8 +122,8 @@ class TemporalConfig(StageConfig):
     )
     whole_share: float = option(
         0.0,
-        "last share of the stage whose steps are taken on all frames, as clips are made, with as many samples "
-        "fewer as keep a step's tokens; 0 = every step on picked frames",
+        "last share of the stage whose steps are taken on all frames, as clips are made, with fewer samples "
+        "so that a step has the tokens it had; 0 = every step on picked frames",
         low=0,
         high=1,
     )
