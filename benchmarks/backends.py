@@ -3,7 +3,7 @@
 The embedded model learns one clip with the `tiny` preset: on the cpu kernels, on the reference ones, and with
 the naive implementation (`fym.bench.two_stage`) on as many frames and on all of them. Each side runs with
 several seeds. The score of a run is the mean velocity cosine over two new prompts and two seeds of
-generation, as in benchmarks/quality.py; two backends teach the same if their mean scores differ by no more
+generation; two backends teach the same if their mean scores differ by no more
 than two standard errors, from the spread between tuning seeds. Tuning seconds: from encoding the clip to the
 last step, without loading the model and generating. Resumable: run it again.
 Writes benchmarks/results/backends.json and prints a Markdown table.
@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import fym_kernels
-from benchmarks.quality import SEEDS, TARGETS, mean, score
 from fym.bench import two_stage
 from fym.bench.run import machine
 from fym.config import Config, load_config
 from fym.console import QuietConsole
 from fym.demo.job import TUNING
-from fym.embedded.checker import read_clip
+from fym.embedded.checker import read_clip, velocity_cosine
 from fym.embedded.scenes import FPS, Scene, caption, render, unseen_scene
 from fym.families import load_family
 from fym.files import write_file
@@ -37,6 +36,8 @@ from fym.tune import train
 from fym.video import write_clip
 
 MOTION = "spiral"
+PROMPTS = (caption("star", "yellow", "blue"), caption("square", "white", "green"))
+SEEDS = (0, 1)
 TUNING_SEEDS = {"cpu": 3, "reference": 3, "naive": 2, "naive, all frames": 2}  # how many, per side
 GOALS = {"naive": 1.5, "naive, all frames": 5.0}  # times the seconds of "cpu"
 
@@ -50,31 +51,28 @@ def run_side(side: str, seed: int, scene: Scene, clip: Path, out: Path, extra: l
         return found
     given = {"clip.path": str(clip), "clip.prompt": scene.prompt, "tune.seed": seed, "preset": "tiny"}
     config = load_config(None, given, extra)
-    prompts = [caption(*target) for target in TARGETS]
     if side.startswith("naive"):
-        seconds, clips = naive_run(config, folder, prompts, all_frames=side != "naive")
+        seconds, clips = naive_run(config, folder, all_frames=side != "naive")
     else:
         with fym_kernels.use_backend(side):
-            seconds, clips = fym_run(config, folder, prompts)
-    rows = [score(read_clip(made), scene.track, TARGETS[i // len(SEEDS)]) for i, made in enumerate(clips)]
-    outcome = {"side": side, "seed": seed, "seconds": seconds, "rows": rows}
+            seconds, clips = fym_run(config, folder)
+    cosines = [velocity_cosine(read_clip(made).track, scene.track) for made in clips]
+    outcome = {"side": side, "seed": seed, "seconds": seconds, "cosines": cosines}
     write_file(result_file, json.dumps(outcome, indent=1) + "\n")
     return outcome
 
 
-def fym_run(config: Config, folder: Path, prompts: list[str]) -> tuple[dict[str, float], list[Any]]:
+def fym_run(config: Config, folder: Path) -> tuple[dict[str, float], list[Any]]:
     """Seconds of each part of the tuning, and a clip for each prompt and seed."""
     run_dir = folder / "run"
     result = train(config, run_dir, console=QuietConsole())
     timings = json.loads((run_dir / "timings.json").read_text("utf-8"))
     motion = load_motion_file(result.motion_file)
-    clips = generate(load_family("embedded"), prompts, motion=motion, seeds=SEEDS)
+    clips = generate(load_family("embedded"), PROMPTS, motion=motion, seeds=SEEDS)
     return {part: timings[part]["seconds"] for part in TUNING}, clips
 
 
-def naive_run(
-    config: Config, folder: Path, prompts: list[str], *, all_frames: bool
-) -> tuple[dict[str, float], list[Any]]:
+def naive_run(config: Config, folder: Path, *, all_frames: bool) -> tuple[dict[str, float], list[Any]]:
     """As `fym_run`, with diffusers and PEFT alone; only the motion's adapter takes part in generating."""
     family = load_family("embedded")
     material = Material(family, read_reference(config.clip, family), config.clip, folder / "cache")
@@ -84,7 +82,7 @@ def naive_run(
     two_stage.tune(family, config, material, all_frames=all_frames)
     seconds = {"cache": encoded - started, "both stages": time.perf_counter() - encoded}
     family.transformer.set_adapters(["temporal"])
-    return seconds, generate(family, prompts, motion=None, seeds=SEEDS)
+    return seconds, generate(family, PROMPTS, motion=None, seeds=SEEDS)
 
 
 def figures(outcomes: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -92,7 +90,7 @@ def figures(outcomes: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     sides: dict[str, dict[str, float]] = {}
     for side in dict.fromkeys(outcome["side"] for outcome in outcomes):
         mine = [outcome for outcome in outcomes if outcome["side"] == side]
-        scores = [mean(outcome["rows"], "cosine") for outcome in mine]
+        scores = [statistics.fmean(outcome["cosines"]) for outcome in mine]
         sides[side] = {
             "runs": len(mine),
             "cosine": statistics.fmean(scores),

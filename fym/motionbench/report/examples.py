@@ -62,9 +62,9 @@ def example(case: str, methods: Sequence[str], clips: Path) -> Example:
     return Example(video, [(label, plain.shape[2]) for label, plain, _ in tiles], missing)
 
 
-def find_clip(clips: Path, method: str, case: str) -> Clip | None:
-    """The newest that `fym motionbench run -o` made, whatever its settings; None if there is none."""
-    pattern = f"{file_name(method)}-{'[0-9a-f]' * 10}/{case_file_name(case)}/t{TARGET}-s{SEED}.mp4"
+def find_clip(clips: Path, method: str, case: str, target: int = TARGET) -> Clip | None:
+    """Of a prompt: the newest that `fym motionbench run -o` made, whatever its settings; None without one."""
+    pattern = f"{file_name(method)}-{'[0-9a-f]' * 10}/{case_file_name(case)}/t{target}-s{SEED}.mp4"
     found = sorted(clips.glob(pattern), key=lambda path: path.stat().st_mtime)
     try:
         return read_clip(found[-1]) if found else None
