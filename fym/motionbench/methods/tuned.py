@@ -56,6 +56,7 @@ SETTINGS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("no-spatial-stage", "fym without the spatial stage", {"spatial.steps": 0}),
     ("random-heads", "fym on as many heads drawn at random", {"heads.grouping": "random"}),
     ("every-noise-level", "fym tuned and acting at every noise level", {"temporal.lowest_noise": 0.0}),
+    ("sparse-to-the-end", "fym without the last steps on all frames", {"temporal.whole_share": 0.0}),
 )
 STAGES = ("cache", "classify", "spatial", "temporal")
 

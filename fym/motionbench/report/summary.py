@@ -27,6 +27,7 @@ ABLATIONS = (
     "no-spatial-stage",
     "random-heads",
     "every-noise-level",
+    "sparse-to-the-end",
 )
 SHUFFLED = "shuffled"
 CONTROL_ROWS = {
