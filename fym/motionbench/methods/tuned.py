@@ -17,13 +17,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fym.config import Config, GenerateConfig, load_config, to_toml
+from fym.config import OPTIONS, Config, GenerateConfig, load_config
 from fym.console import QuietConsole
 from fym.files import write_file
 from fym.generate import one_clip
 from fym.motion_file import load_motion_file
 from fym.motionbench.case import Case
 from fym.motionbench.methods.base import Method, Model, Tuned
+from fym.options import get
 from fym.positions import COMPRESSION
 from fym.tune import train
 from fym.video import write_clip
@@ -75,8 +76,12 @@ class TunedMethod(Method):
 
     def settings(self, model: Model, case: Case) -> str:
         config = self.config(model, case)
-        config.model.path = config.clip.path = config.clip.prompt = config.output = ""
-        return to_toml(config)
+        # What stands at its default is left out: results stay good when an option is added.
+        plain = Config()
+        skipped = ("preset", "output", "model.path", "clip.path", "clip.prompt")
+        values = {name: get(config, name) for name in OPTIONS if name not in skipped}
+        changed = {name: value for name, value in values.items() if value != get(plain, name)}
+        return "".join(f"{name} = {json.dumps(value)}\n" for name, value in changed.items())
 
     def config(self, model: Model, case: Case, clip: Path = Path("clip")) -> Config:
         """Of `fym train`. Raises UserError for settings that are none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import tomllib
 
 from fym.config import load_config
 from fym.errors import UserError
@@ -54,6 +55,16 @@ def test_fym_is_the_preset(model) -> None:
     config = TUNED["fym"].config(model, CASE)
     config.clip.path = config.clip.prompt = ""
     assert config == load_config(None, {"model.path": "embedded"})
+
+
+def test_settings_name_what_differs_from_the_defaults(model) -> None:
+    """So that an option added later changes no key; they are TOML and make the same run again."""
+    text = METHODS["two-stage"].settings(model, CASE)
+    given = tomllib.loads(text)
+    assert given["temporal"]["sparse_frames"] == 49 and "topk" not in given["heads"]
+    assert "clip" not in given and "model" not in given
+    again = load_config(None, {"preset": "fast", "model.path": "embedded"} | given)
+    assert again.temporal == METHODS["two-stage"].config(model, CASE).temporal
 
 
 def test_settings_are_made_up_on_the_command_line(model) -> None:
