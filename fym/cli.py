@@ -273,6 +273,22 @@ def _merged(text: str | None) -> float:
 
 
 @cli.command()
+@with_fields(FieldOption("model.path", "--model"))
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=7860, show_default=True, help="of the page, on 127.0.0.1"
+)
+@click.option(
+    "--runs", default="runs", show_default=True, metavar="DIR", help="where the run directories are"
+)
+def ui(port: int, runs: str, **given: Any) -> None:
+    """Serve a page to tune and generate with a browser, for this machine alone."""
+    config = read_config(given)
+    from fym.ui import serve
+
+    serve(Path(runs), port=port, model=config.model.path)
+
+
+@cli.command()
 @click.option("--json", "as_json", is_flag=True, help="for programs")
 def doctor(as_json: bool) -> int:
     """Show the machine, versions and kernels, what is missing and the command that repairs it."""

@@ -97,14 +97,19 @@ def smooth(values: Sequence[float], span: float) -> list[float]:
     return out
 
 
-def loss_curves(rows: Iterable[Mapping[str, Any]]) -> Figure:
-    """One panel a training stage from the rows of train.jsonl: each step thin, the smoothed curves on top."""
+def loss_curves(rows: Iterable[Mapping[str, Any]], *, stacked: bool = False) -> Figure:
+    """One panel a training stage from the rows of train.jsonl: each step thin, the smoothed curves on top.
+
+    stacked: one below the other, for a narrow column.
+    """
     stages: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         stages.setdefault(str(row["stage"]), []).append(row)
     with matplotlib.rc_context(_STYLE):
-        figure = _figure(9.0, 2.9)
-        panels = figure.subplots(1, max(1, len(stages)), squeeze=False)[0]
+        count = max(1, len(stages))
+        figure = _figure(4.4, 2.1 * count) if stacked else _figure(9.0, 2.9)
+        shape = (count, 1) if stacked else (1, count)
+        panels = figure.subplots(*shape, squeeze=False).ravel()
         for axes, (stage, log) in zip(panels, stages.items(), strict=False):
             colour = TEMPORAL if stage == "temporal" else SPATIAL
             steps = [int(row["step"]) for row in log]
