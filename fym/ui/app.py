@@ -66,6 +66,13 @@ def launch(root: Path, *, port: int, model: str, wait: bool = True) -> gr.Blocks
         raise UserError(
             "The web page cannot be served", str(error).split("\n")[0], "Choose another --port"
         ) from None
+    except ValueError:  # gradio asks its own server for the page and gives it three seconds
+        page.close()
+        raise UserError(
+            "The web page cannot be served",
+            f"it does not answer on {HOST}, because a proxy is in the way or the machine is very busy",
+            f"Set NO_PROXY={HOST},localhost, or try again",
+        ) from None
     if wait:
         print(f"the page: http://{HOST}:{port}   (Ctrl-C ends it; a job at work goes on)", flush=True)
         page.block_thread()

@@ -125,7 +125,7 @@ def _figure(path: Path, caption: str, *, drawn: bool = False) -> str:
         return f'<figure class="missing">{escape(f"{path.name} cannot be shown: {error}")}</figure>'
     css = "tiny" if clip.tiny and not drawn else ""
     address = clip.drawn if drawn else clip.plain
-    video = f'<video src="{address}" class="{css}" muted autoplay loop playsinline controls></video>'
+    video = f'<video src="{address}" class="{css}" muted autoplay loop playsinline></video>'
     return f"<figure>{video}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
