@@ -165,7 +165,7 @@ def test_the_commands_are_those_of_the_command_line(runs, clip, started):
     """Start, start over, resume and classify run `fym` on a configuration with the page's fields in it."""
     runs.take_clip("x", clip)
     folder = runs.folder("x")
-    lines = "temporal.steps = 7\ntemporal.whole_steps = 0\ntemporal.sparse_frames = 5\n"
+    lines = "temporal.steps = 7\ntemporal.whole_share = 0\ntemporal.sparse_frames = 5\n"
     runs.classify("x", "a square", "tiny", lines)
     runs.train("x", "a square", "tiny", lines)
     assert started == [(kind, ["--config", str(folder / "config.toml")]) for kind in ("classify", "train")]

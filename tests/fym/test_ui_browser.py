@@ -25,7 +25,7 @@ pytestmark = [
 DEMO = Path(__file__).parents[2] / "fym" / "demo" / "clips" / "apple_bounce.mp4"
 LONG = """spatial.steps = 4
 temporal.steps = 2000
-temporal.whole_steps = 0
+temporal.whole_share = 0
 tune.log_every = 1
 generate.steps = 4"""
 SHORT = LONG.replace("2000", "6")
