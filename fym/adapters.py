@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 
 class Update(NamedTuple):
@@ -56,7 +57,7 @@ class HeadLora(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.heads = [torch.as_tensor(h, dtype=torch.int64).unique() for h in heads]
+        self.heads = [torch.as_tensor(h, dtype=torch.int64, device="cpu").unique() for h in heads]
         for layer, active in enumerate(self.heads):
             if len(active) and not 0 <= int(active[0]) <= int(active[-1]) < num_heads:
                 raise ValueError(
@@ -210,8 +211,9 @@ class _Layout:
         if fold and frozen and trained:
             self.folded = {p: _product(p, layer, frozen) for p in projections}
             frozen = []
-        union = torch.cat([adapter.heads[layer] for adapter, _ in frozen + trained]).unique()
-        self.heads = union.to(device)
+        with unset_fake_temporarily():  # which heads act is a value, also where all else is shapes
+            union = torch.cat([adapter.heads[layer] for adapter, _ in frozen + trained]).unique()
+            self.heads = union.to(device)
         self.rank = sum(adapter.rank for adapter, _ in frozen + trained)
         dim = present[0][0].head_dim
         self.trained: list[_Member] = []

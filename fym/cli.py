@@ -25,6 +25,7 @@ from fym.config import to_toml
 from fym.console import Console, duration
 from fym.errors import UserError
 from fym.files import write_file
+from fym.gpus import GPUS
 from fym.motionbench.cli import motionbench
 
 # What a run writes into its directory, and so all that --fresh takes away.
@@ -89,16 +90,23 @@ cli.add_command(motionbench)
     FieldOption("tune.sample_every", "--sample-every"),
     FieldOption("generate.prompts", "--sample-prompt", multiple=True),
 )
-@click.option("--dry-run", is_flag=True, help="stop after the plan")
+@click.option("--dry-run", is_flag=True, help="stop after the plan, for which no weights are loaded")
+@click.option(
+    "--plan-for",
+    type=click.Choice(list(GPUS)),
+    help="with --dry-run: what it would take on this GPU  [this machine]",
+)
 @click.option(
     "--fresh", is_flag=True, help="start over; without it the same command goes on where it stopped"
 )
-def train(dry_run: bool, fresh: bool, **given: Any) -> None:
+def train(dry_run: bool, plan_for: str | None, fresh: bool, **given: Any) -> None:
     """Learn the motion of CLIP.
 
     Writes motion.safetensors, a report and all that led to it into the run directory.
     """
     config = read_config(given)
+    if plan_for and not dry_run:
+        raise UserError("--plan-for trains nothing", "that GPU need not be here", "Add --dry-run")
     from fym import checks
 
     checks.check_training(config)
@@ -106,7 +114,7 @@ def train(dry_run: bool, fresh: bool, **given: Any) -> None:
 
     console = Console(log_every=config.tune.log_every)
     if dry_run:
-        for title, rows in tune.plan(config).tables():
+        for title, rows in tune.plan(config, plan_for or ""):
             console.table(title, rows)
         return
     run_dir = checks.run_directory(config)
@@ -147,6 +155,8 @@ def generate(**given: Any) -> None:
     motions = {name: load_motion_file(name) for name in wanted.motion if name}
     check_same_model([(name, motion.metadata) for name, motion in motions.items()])
     family = load_family(config.model.path, dtype=config.model.dtype, device=config.model.device)
+    if config.model.vae == "tiled":
+        family.tile_vae()
     for motion in motions.values():
         check_matches(motion, family)
     for number, job in enumerate(jobs, 1):  # one at a time: what is finished is on disk

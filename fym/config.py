@@ -49,6 +49,12 @@ class ModelConfig:
         "auto", "number format of the base model", choices=("auto", "float32", "bfloat16", "float16")
     )
     device: str = option("auto", 'device of the model: "auto", "cpu", "cuda", "cuda:1", ...')
+    vae: str = option(
+        "whole",
+        "how the VAE takes large frames: whole, or in overlapping tiles (a fraction of the memory, slower, "
+        "faint seams); HunyuanVideo and CogVideoX always use tiles",
+        choices=("whole", "tiled"),
+    )
 
 
 @dataclass

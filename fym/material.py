@@ -20,6 +20,7 @@ from fym.positions import COMPRESSION, latent_frames, sparse_frames, time_positi
 from fym.video import Clip, read_clip
 
 PALETTES = 16  # recoloured copies of a clip
+RANDOM_PICKING = ("phase", "groups")
 
 
 def read_reference(config: ClipConfig, family: Family) -> Clip:
@@ -55,6 +56,12 @@ def recolour(frames: Tensor, palette: int) -> Tensor:
     pixels = frames[..., torch.randperm(3, generator=rng)] / 255
     pixels = torch.where(inverted, 1 - pixels, pixels) * gain + shift
     return (pixels * 255).round().to(torch.uint8)
+
+
+def encodes_later(config: TemporalConfig) -> bool:
+    """Whether steps have clips encoded that were not before, which takes the VAE."""
+    drawn = config.picking in RANDOM_PICKING and config.latents == "encode"
+    return config.recolour > 0 or drawn
 
 
 class Material:
@@ -137,7 +144,7 @@ class SparseClip:
                 f"Use --sparse-frames {most}" if most >= 5 else "Use a longer clip",
             )
         self.material, self.config = material, config
-        self._random = config.picking in ("phase", "groups")
+        self._random = config.picking in RANDOM_PICKING
         self._fixed = None if self._random else self._view(self._pick(None))
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -27,9 +27,18 @@ def peak(device: torch.device) -> dict[str, float]:
     return found
 
 
+def now() -> float:
+    """The process's memory as it is, or at most was where the system does not tell."""
+    return _of_status("VmRSS:")
+
+
 def _peak_rss() -> float:
+    return _of_status("VmHWM:")
+
+
+def _of_status(name: str) -> float:
     try:
         status = Path("/proc/self/status").read_text("ascii")
-        return int(status.partition("VmHWM:")[2].split(maxsplit=1)[0]) / 1024
+        return int(status.partition(name)[2].split(maxsplit=1)[0]) / 1024
     except (OSError, ValueError, IndexError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

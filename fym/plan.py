@@ -41,7 +41,7 @@ class Plan:
         return cls(
             config,
             run_dir,
-            f"{family.model_id} ({family.name}, {family.model_hash[:8]})",
+            f"{family.model_id} ({', '.join(filter(None, (family.name, family.model_hash[:8])))})",
             sum(p.numel() for p in family.transformer.parameters()),
             family.num_layers,
             family.num_heads,

@@ -22,6 +22,10 @@ class Samples:
         self.prompts = config.prompts or [caption]
         self._list = self.folder / "samples.json"
 
+    def encode(self, family: Family) -> None:
+        """What `make` needs of the text encoders, which may be freed then."""
+        family.encode_prompts([*self.prompts, ""])
+
     def make(self, family: Family, motion: MotionFile, step: int) -> None:
         """Generates what is not there yet, the way `fym generate` does."""
         config = self.config

@@ -21,11 +21,14 @@ from fym.config import Config, TemporalConfig, to_toml
 from fym.console import Console
 from fym.estimate import estimate, estimate_table
 from fym.families import Family, load_family
+from fym.families.loading import default_dtype
+from fym.families.skeleton import skeleton
 from fym.files import check_writable, write_file
+from fym.fit import fitting
 from fym.heads import HeadMap, classify
-from fym.material import Material, SparseClip, read_reference
+from fym.material import Material, SparseClip, encodes_later, read_reference
 from fym.motion_file import MotionFile, load_motion_file, save_motion_file
-from fym.plan import Plan, heads_table
+from fym.plan import Plan, Table, heads_table
 from fym.positions import latent_frames
 from fym.runlog import STAGES, StepLog, Timings
 from fym.samples import Samples
@@ -44,10 +47,15 @@ class TrainResult:
     head_map: HeadMap
 
 
-def plan(config: Config) -> Plan:
-    """What `train` would do; loads the model and reads the clip, writes nothing."""
-    family = _load(config)
-    return Plan.of(config, run_directory(config), family, read_reference(config.clip, family))
+def plan(config: Config, gpu: str = "") -> list[Table]:
+    """What `train` would do, what it takes on this machine or on a GPU of fym.gpus, and what fits.
+
+    Reads the clip and the model's configuration, no weights; writes nothing."""
+    dtype = config.model.dtype if config.model.dtype != "auto" else "bfloat16" if gpu else ""
+    family = skeleton(config.model.path, dtype or default_dtype(config.model.device))
+    clip = read_reference(config.clip, family)
+    tables = Plan.of(config, run_directory(config), family, clip).tables()
+    return [*tables, *fitting(family, config, clip, gpu)]
 
 
 def train(config: Config, run_dir: Path, *, console: Console, family: Family | None = None) -> TrainResult:
@@ -67,7 +75,10 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
         console.table(title, rows)
     timings = Timings(run_dir / "timings.json", family.device)
     material = Material(family, clip, config.clip, run_dir / "cache")
+    samples = Samples(run_dir, config.generate, config.clip.prompt)
     sparse = _prepare(material, config, run_dir, timings)
+    samples.encode(family)
+    family.free_encoders(keep_vae=encodes_later(config.temporal))
     head_map = _classified(config, run_dir, family, material, timings, console)
 
     state, resumed = begin(config, run_dir, family, clip, head_map)
@@ -85,7 +96,6 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
         title, rows = estimate_table([made for made in found if made])
         console.table(title, rows)
     about = _about(config, family, clip, sparse)
-    samples = Samples(run_dir, config.generate, config.clip.prompt)
     log = StepLog(run_dir / "train.jsonl", state.stage, state.step)
     try:
         if state.stage == "spatial":
@@ -100,6 +110,7 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
                     and step % config.tune.sample_every == 0 < config.temporal.steps - step
                 ):
                     samples.make(family, MotionFile(temporal, spatial, about), step)
+                    family.free_encoders(keep_vae=encodes_later(config.temporal))
 
             _tune(family, stages[-1], state, run_dir, log, timings, console, sample_now)
     finally:
@@ -124,16 +135,21 @@ def classify_clip(config: Config, run_dir: Path, *, console: Console) -> HeadMap
 
 
 def _load(config: Config) -> Family:
-    return load_family(config.model.path, dtype=config.model.dtype, device=config.model.device)
+    model = config.model
+    family = load_family(model.path, dtype=model.dtype, device=model.device)
+    if model.vae == "tiled":
+        family.tile_vae()
+    return family
 
 
 def _prepare(material: Material, config: Config, run_dir: Path, timings: Timings) -> SparseClip:
     """Encodes everything once and puts the clip, as the model sees it, beside the results."""
     with timings.measure("cache"):
-        sparse = SparseClip(material, config.temporal)
-        _ = material.text, material.latents, material.frame_latents
+        _ = material.text
         if config.temporal.recolour:
             _ = material.no_text
+        sparse = SparseClip(material, config.temporal)
+        _ = material.latents, material.frame_latents
     reference = run_dir / "reference.mp4"
     if not reference.exists():
         write_clip(reference, material.clip.frames, material.clip.fps)

@@ -6,23 +6,19 @@ a library takes for itself. The kernels are the CPU's; flash attention on a GPU 
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 import fym_kernels
 from fym.bench import naive, ours
 from fym.bench.measure import saved_bytes
 from fym.bench.shapes import LATENT_CHANNELS, TEXT_TOKENS, WAN_1_3B, WAN_14B, Grid, Width, grid_of, tokens
+from fym.shapes_only import LiveBytes, flop_counter, shapes_only
 
 RANK = 16
 TEXT_WIDTH = 4096
@@ -72,70 +68,6 @@ def _block(
         return lambda: module(hidden, text, temb, tables), known
 
     return module, forward
-
-
-@contextmanager
-def shapes_only(module: nn.Module) -> Iterator[None]:
-    """Inside, tensors have shapes and no memory, those of `module` (made on the meta device) too."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        for part in module.modules():
-            for name, parameter in part._parameters.items():
-                if parameter is not None:
-                    empty = torch.empty(parameter.shape, dtype=parameter.dtype)
-                    part._parameters[name] = nn.Parameter(empty, parameter.requires_grad)
-            for name, buffer in part._buffers.items():
-                if buffer is not None:
-                    part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
-        yield
-
-
-def flop_counter() -> FlopCounterMode:
-    """PyTorch's counter, which does not know the CPU's attention."""
-    aten = torch.ops.aten
-
-    def attention(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **named: Any) -> int:
-        return sdpa_flop_count(query, key, value)
-
-    def backward(
-        grad: Any, query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **named: Any
-    ) -> int:
-        return sdpa_backward_flop_count(grad, query, key, value)
-
-    known = {
-        aten._scaled_dot_product_flash_attention_for_cpu: attention,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
-    }
-    return FlopCounterMode(display=False, custom_mapping=known)
-
-
-class LiveBytes(TorchDispatchMode):
-    """The bytes of all storages alive, and their peak."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._seen: dict[int, Any] = {}
-
-    def track(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._seen:
-            return
-        size = storage.nbytes()
-        self._seen[key] = weakref.finalize(storage, self._gone, key, size)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-
-    def _gone(self, key: int, size: int) -> None:
-        del self._seen[key]
-        self.now -= size
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_iter(out):
-            if isinstance(leaf, Tensor):
-                self.track(leaf)
-        return out
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,15 @@ class Family(ABC):
         for whatever else it needs, which nothing but its own `predict` and `sample` reads."""
 
     @abstractmethod
+    def tile_vae(self) -> None:
+        """Has the VAE work on large frames in overlapping tiles, which takes less memory; UserError where it
+        cannot."""
+
+    @abstractmethod
+    def free_encoders(self, *, keep_vae: bool = False) -> None:
+        """Gives back the memory of the text encoders and the VAE; they return when they are needed again."""
+
+    @abstractmethod
     def predict(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
         """The DiT: noisy latents (B,C,F',h,w), timestep (B,), text (1 or B,L,d_text) to (B,C,F',h,w) fp32."""
 

@@ -181,6 +181,10 @@ class CogVideoXFamily(PipelineFamily):
     def blocks(self) -> Sequence[Sequence[Any]]:
         return (self.transformer.transformer_blocks,)
 
+    @property
+    def text_shape(self) -> tuple[int, int]:
+        return self.defaults.max_sequence_length, self.transformer.config.text_embed_dim
+
     def patch(self) -> tuple[int, int, int]:
         size = self.transformer.config.patch_size
         return 1, size, size

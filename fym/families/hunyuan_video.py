@@ -143,6 +143,7 @@ class HunyuanVideoFamily(PipelineFamily):
     encoders = ("text_encoder", "text_encoder_2")
     tokenizers = ("tokenizer", "tokenizer_2")
     tiled_vae = True
+    guided_passes = 1  # the scale is an input
     targets = "qkv"  # in single layers the output projection also serves the feed-forward branch
 
     def refuse(self) -> None:
@@ -170,11 +171,17 @@ class HunyuanVideoFamily(PipelineFamily):
     def acting(self, control: AttentionControl) -> AbstractContextManager[None]:
         return attention(self.transformer, control)
 
+    @property
+    def text_shape(self) -> tuple[int, int]:
+        config = self.transformer.config
+        width = max(config.text_embed_dim, config.pooled_projection_dim)
+        return self.defaults.max_sequence_length + 1, width + 1
+
     def encode_prompt(self, prompt: str) -> Tensor:
         """(1,L+1,d+1): L rows of the language model's embedding and, in the last column, its mask; then
         CLIP's vector. Rows are filled up with zeros."""
         embeds, pooled, mask = self.pipeline.encode_prompt(
-            prompt, max_sequence_length=self.defaults.max_sequence_length, device=self.device
+            prompt, max_sequence_length=self.defaults.max_sequence_length, device=self._text_device
         )
         length, width = embeds.shape[1], max(embeds.shape[2], pooled.shape[1])
         text: Tensor = embeds.new_zeros(1, length + 1, width + 1)

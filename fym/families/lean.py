@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 import fym_kernels
@@ -32,7 +33,7 @@ def rebuildable(weight: Tensor, *, rotated: bool) -> bool:
     |w_partner / w| times its own. The gradient of RMSNorm needs the rebuilt input only along one direction,
     where the errors of all channels average to their root mean square.
     """
-    if weight.is_meta:  # shapes only
+    if weight.is_meta or isinstance(weight, FakeTensor):  # shapes only
         return True
     size = weight.detach().double().abs()
     if not bool((size > 0).all()) or not bool(size.isfinite().all()):

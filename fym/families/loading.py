@@ -27,13 +27,14 @@ def load_family(model: str, *, dtype: str = "auto", device: str = "auto") -> Fam
     no such model, not reachable, another kind of model, an incomplete folder, no such device.
     """
     where = pick_device(device)
-    number_format = DTYPES[dtype] if dtype != "auto" else _default_dtype(where)
+    number_format = DTYPES[default_dtype(device) if dtype == "auto" else dtype]
     folder, model_id = find_model(model)
     return family_class(folder, model).load(folder, model_id, dtype=number_format, device=where)
 
 
-def find_model(model: str) -> tuple[Path, str]:
-    """The model's folder (downloaded where it is a hub id) and its name, which is free of local paths."""
+def find_model(model: str, *, weights: bool = True) -> tuple[Path, str]:
+    """The model's folder (downloaded where it is a hub id, without its weights if they are not wanted) and
+    its name, which is free of local paths."""
     if model == "embedded":
         from fym.embedded import model_path
 
@@ -53,7 +54,7 @@ def find_model(model: str) -> tuple[Path, str]:
             "it is a file" if folder.exists() else "there is no such folder",
             'Give a diffusers folder, a hub id such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers, or "embedded"',
         )
-    return _download(model), model
+    return _download(model, weights), model
 
 
 def family_class(folder: Path, model: str) -> type[PipelineFamily]:
@@ -98,14 +99,15 @@ def pick_device(device: str) -> torch.device:
     return found
 
 
-def _default_dtype(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "cpu" else torch.bfloat16
+def default_dtype(device: str) -> str:
+    """What model.dtype "auto" stands for on a device."""
+    return "float32" if pick_device(device).type == "cpu" else "bfloat16"
 
 
-def _download(model: str) -> Path:
+def _download(model: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    wanted = ["*.json", "*.txt", "*.model", *(["*.safetensors"] if weights else [])]
     try:
         return Path(snapshot_download(model, allow_patterns=wanted))
     except Exception as error:  # many kinds, from the hub's, the proxy's and the socket's libraries

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +24,9 @@ from fym.families.fingerprint import fingerprint
 from fym.flow import Schedule
 from fym.positions import latent_frames
 
+Reload = Callable[[str, dict[str, Any]], Any]  # (name of a part, all other parts) to the part
+KEPT_TEXTS = 32  # embeddings kept, of some MB each, so that a freed text encoder need not come back
+
 
 class PipelineFamily(Family):
     """A pipeline whose transformer takes adapters. given: instead of some of the published defaults."""
@@ -31,7 +34,8 @@ class PipelineFamily(Family):
     pipeline_class: ClassVar[str]  # in diffusers, and in model_index.json
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
-    tiled_vae: ClassVar[bool] = False  # large frames in overlapping tiles, as its makers advise
+    tiled_vae: bool = False  # large frames in overlapping tiles
+    guided_passes: ClassVar[int] = 2  # of the transformer in a guided denoising step
     fused_block: ClassVar[bool] = False  # whether feed-forward layers alone can be recomputed
 
     def __init__(
@@ -43,19 +47,17 @@ class PipelineFamily(Family):
         model_hash: str = "",
         encoder_hash: str = "",
         given: dict[str, Any] | None = None,
+        reload: Reload | None = None,
     ) -> None:
-        """Takes the pipeline over: frozen, transformer and VAE on `device`. UserError for an unfit one."""
+        """Takes the pipeline over, frozen; parts come to `device` when they are needed. reload: gives a part
+        of it anew, so that it can be freed meanwhile. UserError for an unfit pipeline."""
         self.pipeline, self.transformer = pipeline, pipeline.transformer
         self.model_id, self.model_hash, self.encoder_hash = model_id, model_hash, encoder_hash
         self.refuse()
         pipeline.set_progress_bar_config(disable=True)
-        for part in pipeline.components.values():
-            if isinstance(part, torch.nn.Module):
-                part.requires_grad_(False).eval()
-        self.transformer.to(device)
-        pipeline.vae.to(device)
-        if self.tiled_vae:
-            pipeline.vae.enable_tiling()
+        for name, part in pipeline.components.items():
+            self._freeze(name, part)
+        self._reload, self._texts, self._text_device = reload, dict[str, Tensor](), device
         self.device, self.dtype = device, self.transformer.dtype  # diffusers walks all parameters to tell it
         self.defaults = Defaults(**{**self.published().__dict__, **(given or {})})
         self.schedule = self.make_schedule()
@@ -77,25 +79,61 @@ class PipelineFamily(Family):
         """The family of a folder as save_pretrained writes it; a pickle is never opened."""
         import diffusers
 
-        try:
-            with _no_progress_bars():
-                pipeline = getattr(diffusers, cls.pipeline_class).from_pretrained(
-                    str(folder),
-                    dtype={"default": dtype, "vae": torch.float32},
-                    local_files_only=True,
-                    use_safetensors=True,
-                )
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"{folder.name} cannot be loaded", reason, "Download it again") from error
+        def read(**given: Any) -> Any:
+            try:
+                with _no_progress_bars():
+                    return getattr(diffusers, cls.pipeline_class).from_pretrained(
+                        str(folder),
+                        dtype={"default": dtype, "vae": torch.float32},
+                        local_files_only=True,
+                        use_safetensors=True,
+                        **given,
+                    )
+            except (OSError, ValueError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise UserError(f"{folder.name} cannot be loaded", reason, "Download it again") from error
+
         return cls(
-            pipeline,
+            read(),
             model_id,
             device=device,
             model_hash=fingerprint(folder / "transformer"),
             encoder_hash=" ".join(fingerprint(folder / part) for part in ("vae", *cls.encoders)),
-            given=_given(folder),
+            given=given_defaults(folder),
+            reload=lambda name, others: getattr(read(**others), name),
         )
+
+    def _freeze(self, name: str, part: Any) -> None:
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False).eval()
+        if name == "vae" and self.tiled_vae:
+            part.enable_tiling()
+
+    def tile_vae(self) -> None:
+        if not hasattr(self.pipeline.vae, "enable_tiling"):
+            raise UserError(
+                f"{self.model_id} cannot encode in tiles", "its VAE has none", "Leave model.vae at whole"
+            )
+        if not self.tiled_vae:
+            self.tiled_vae = True
+            self.pipeline.vae.enable_tiling()
+            self.encoder_hash += " tiled"  # latents differ a little at the seams
+
+    def part(self, name: str, device: torch.device | None = None) -> Any:
+        """An encoder, text encoder or VAE, on `device` (the model's); read again where it was freed."""
+        if getattr(self.pipeline, name) is None:
+            assert self._reload is not None
+            others = {key: value for key, value in self.pipeline.components.items() if key != name}
+            setattr(self.pipeline, name, self._reload(name, others))
+            self._freeze(name, getattr(self.pipeline, name))
+        return bring(getattr(self.pipeline, name), device or self.device)
+
+    def free_encoders(self, *, keep_vae: bool = False) -> None:
+        for name in (*self.encoders, *(() if keep_vae else ("vae",))):
+            if self._reload is not None:
+                setattr(self.pipeline, name, None)
+            elif self.device.type != "cpu":
+                getattr(self.pipeline, name).to("cpu")
 
     @abstractmethod
     def refuse(self) -> None:
@@ -121,30 +159,38 @@ class PipelineFamily(Family):
     def acting(self, control: AttentionControl) -> AbstractContextManager[None]:
         """Attention that follows `control`, and at the end the model's own again."""
 
+    @property
+    def text_shape(self) -> tuple[int, int]:
+        """(L,d_text) of an embedded prompt."""
+        return self.defaults.max_sequence_length, self.transformer.config.text_dim
+
     @torch.no_grad()
     def encode_video(self, frames: Tensor) -> Tensor:
         pixels = frames.to(self.device).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-        latents = self.pipeline.vae.encode(pixels).latent_dist.mode()
+        latents = self.part("vae").encode(pixels).latent_dist.mode()
         return ((latents - self._mean) / self._std)[0].float()
 
     @torch.no_grad()
     def decode_video(self, latents: Tensor) -> Tensor:
         scaled = latents.to(self.device)[None].float() * self._std + self._mean
-        pixels = self.pipeline.vae.decode(scaled, return_dict=False)[0][0]
+        pixels = self.part("vae").decode(scaled, return_dict=False)[0][0]
         return to_uint8((pixels / 2 + 0.5).clamp(0, 1).permute(1, 2, 3, 0))
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         # One at a time, as the pipeline encodes a single prompt: a batch would round differently.
         # The text encoders are the largest part of many models and needed only here: none stays on a GPU.
-        encoders = [getattr(self.pipeline, name) for name in self.encoders]
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
+        encoders = [self.part(name, torch.device("cpu")) for name in self.encoders] if new else []
+        self._text_device = _roomy(self.device, encoders)
         for encoder in encoders:
-            encoder.to(self.device)
-        encoded = [self.encode_prompt(prompt) for prompt in prompts]
-        if self.device.type != "cpu":
-            for encoder in encoders:
-                encoder.to("cpu")
-        return torch.cat(encoded)
+            bring(encoder, self._text_device)
+        known = {prompt: self._texts[prompt] for prompt in prompts if prompt not in new}
+        known |= {prompt: self.encode_prompt(prompt).cpu() for prompt in new}
+        for encoder in encoders:
+            bring(encoder, torch.device("cpu"))
+        self._texts = dict([*self._texts.items(), *known.items()][-KEPT_TEXTS:])
+        return torch.cat([known[prompt] for prompt in prompts]).to(self.device)
 
     def encode_prompt(self, prompt: str) -> Tensor:
         """(1,L,d_text) of one prompt."""
@@ -152,7 +198,7 @@ class PipelineFamily(Family):
             prompt,
             do_classifier_free_guidance=False,
             max_sequence_length=self.defaults.max_sequence_length,
-            device=self.device,
+            device=self._text_device,
         )[0]
 
     def grid(self, latents: Tensor) -> tuple[int, int, int]:
@@ -191,8 +237,9 @@ class PipelineFamily(Family):
                 "Use --set tune.recompute=block",
             )
         for adapter, _ in adapters:
-            adapter.to(self.device)
+            bring(adapter, self.device)
         control = AttentionControl(self.stack(adapters), time_positions, on_qk)
+        bring(self.transformer, self.device)
         checkpoint = self.recompute == "block" and not self.transformer.is_gradient_checkpointing
         if checkpoint:
             self.transformer.enable_gradient_checkpointing()
@@ -218,7 +265,8 @@ class PipelineFamily(Family):
         before_step: BeforeStep | None = None,
     ) -> Tensor:
         # Without the text encoders the pipeline finds itself on the device of what is left.
-        parts = {**self.pipeline.components, **dict.fromkeys((*self.encoders, *self.tokenizers))}
+        vae = self.part("vae")
+        parts = {**self.pipeline.components, "vae": vae, **dict.fromkeys((*self.encoders, *self.tokenizers))}
         sampler = self.rebuild(parts)
         sampler.set_progress_bar_config(disable=True)
         options: dict[str, Any] = {
@@ -263,11 +311,25 @@ class PipelineFamily(Family):
         return [(0.0, 0.0)] * self.num_layers  # each head is normalised by itself
 
 
+def _roomy(device: torch.device, encoders: Sequence[torch.nn.Module]) -> torch.device:
+    """The device, or the CPU where a GPU has no room for the text encoders: one prompt takes it seconds."""
+    if device.type != "cuda":
+        return device
+    needed = sum(p.nbytes for encoder in encoders for p in encoder.parameters())
+    return device if 1.1 * needed < torch.cuda.mem_get_info(device)[0] else torch.device("cpu")
+
+
+def bring(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """The module, on the device: its first weight tells where it is."""
+    first = next(module.parameters(), None)
+    return module if first is None or first.device == device else module.to(device)
+
+
 def to_uint8(pixels: Tensor) -> Tensor:
     return (pixels.float() * 255).round().to(torch.uint8).cpu()
 
 
-def _given(folder: Path) -> dict[str, Any]:
+def given_defaults(folder: Path) -> dict[str, Any]:
     """The folder's own defaults."""
     path = folder / "fym.json"
     given: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor  # shapes only
 
 import fym_kernels
 from fym.adapters import AdapterStack, Update
@@ -229,7 +230,8 @@ def not_plain(linear: Any) -> str:
     """What a layer is instead of a linear layer with float weights; empty for such a one."""
     if type(linear) is not torch.nn.Linear:
         return f"{type(linear).__module__.split('.')[0]} {type(linear).__name__}"
-    if type(linear.weight) is not torch.nn.Parameter:  # torchao keeps the layer and wraps its weight
+    # torchao keeps the layer and wraps its weight
+    if type(linear.weight) not in (torch.nn.Parameter, FakeTensor):
         return f"layer with a {type(linear.weight).__name__} weight"
     if linear.weight.dtype not in FLOATS:
         return f"layer of {str(linear.weight.dtype).removeprefix('torch.')} weights"

@@ -18,7 +18,7 @@ from fym.errors import UserError
 from fym.options import tomllib
 from fym.video import read_clip, write_clip
 
-RUN_CONTROL = {"config_file", "assignments", "dry_run", "fresh", "as_json", "force", "path"}
+RUN_CONTROL = {"config_file", "assignments", "dry_run", "plan_for", "fresh", "as_json", "force", "path"}
 
 
 @pytest.fixture(autouse=True)
@@ -216,11 +216,8 @@ class TestTrain:
         assert [f.name for f in run.iterdir()] == ["letter.txt"]
 
     def test_dry_run_prints_the_plan_and_trains_nothing(self, clip, monkeypatch, capsys):
-        class Plan:
-            def tables(self):
-                return [("Model", [("path", "embedded")])]
-
-        monkeypatch.setattr("fym.tune.plan", lambda config: Plan())
+        plan = [("Model", [("path", "embedded")])]
+        monkeypatch.setattr("fym.tune.plan", lambda config, gpu: plan)
         monkeypatch.setattr("fym.tune.train", lambda *a, **k: pytest.fail("trained"))
         assert cli.main(["train", clip, "--prompt", "a", "--dry-run"]) == 0
         assert "embedded" in capsys.readouterr().out and not Path("runs").exists()

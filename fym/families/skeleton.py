@@ -1,0 +1,69 @@
+"""A model without its weights: the shapes of all its parts, from the folder's configurations alone."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fym.errors import UserError
+from fym.families.loading import DTYPES, family_class, find_model
+from fym.families.pipeline import PipelineFamily, given_defaults
+
+
+def skeleton(model: str, dtype: str) -> PipelineFamily:
+    """The family of `model`, "embedded", a folder or a hub id, with every weight on the meta device.
+
+    dtype: of the transformer and the text encoders; the VAE has float32, as when it is loaded. Reads no
+    weight file; of a hub id it fetches the configurations only. UserError as `load_family`.
+    """
+    folder, model_id = find_model(model, weights=False)
+    kind = family_class(folder, model)
+    try:
+        return _build(folder, model_id, kind, DTYPES[dtype])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{model} cannot be planned for", reason, "Download its folder again") from error
+
+
+def _build(folder: Path, model_id: str, kind: type[PipelineFamily], dtype: torch.dtype) -> PipelineFamily:
+    import diffusers
+
+    index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    parts: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    for name, value in index.items():
+        if not isinstance(value, list):
+            options |= {} if name.startswith("_") else {name: value}
+        elif value[0] is None or name in kind.tokenizers:
+            parts[name] = None
+        else:
+            library, cls = value
+            parts[name] = _part(folder / name, library, cls, torch.float32 if name == "vae" else dtype)
+    pipeline = getattr(diffusers, kind.pipeline_class)(**parts, **options)
+    return kind(pipeline, model_id, device=torch.device("cpu"), given=given_defaults(folder))
+
+
+def _part(folder: Path, library: str, name: str, dtype: torch.dtype) -> Any:
+    cls = getattr(importlib.import_module(library), name)
+    if library == "transformers":
+        config = cls.config_class.from_pretrained(str(folder))
+        with torch.device("meta"):
+            return cls(config).to(dtype)
+    config = cls.load_config(str(folder))
+    with torch.device("meta"):
+        made = cls.from_config(config)
+    return _to_dtype(made, dtype) if isinstance(made, nn.Module) else made
+
+
+def _to_dtype(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """As diffusers loads: some small parts stay in float32."""
+    kept = getattr(module, "_keep_in_fp32_modules", None) or ()
+    for name, parameter in module.named_parameters():
+        stays = any(part in kept for part in name.split("."))
+        parameter.data = parameter.data.to(torch.float32 if stays else dtype)
+    return module

@@ -1,0 +1,166 @@
+"""The settings with which a run fits a device, cheapest first, and what each of them does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fym import memory
+from fym.config import Config
+from fym.console import duration
+from fym.families.loading import pick_device
+from fym.families.pipeline import PipelineFamily
+from fym.forecast import Job, Phase, forecast, vae_phases
+from fym.gpus import GPUS
+from fym.machine import memory_bytes
+from fym.plan import Table
+from fym.video import Clip
+
+RESERVE = 1.0e9  # of a GPU: its context, the libraries' own, and gaps between tensors
+UTILISATION = 0.4  # of the peak rate of products, as whole training steps of such models reach it
+KNOBS = {
+    "none": "everything is kept for the backward pass: fastest",
+    "ffn": "the feed-forward layers' inner activations are computed again",
+    "block": "whole blocks are computed again: least memory",
+    "tiled": "the VAE works in tiles: less for encoding and for clips, faint seams",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """bytes and FLOP/s of the device; used: bytes there before the run starts. host: it is the CPU."""
+
+    name: str
+    memory: float
+    flops: float
+    used: float
+    host: bool
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One way to run. options: what has to be set for it; phases without those moved to the CPU."""
+
+    options: dict[str, str]
+    phases: list[Phase]
+    target: Target
+
+    @property
+    def worst(self) -> Phase:
+        return max(self.phases, key=lambda phase: phase.peak)
+
+    @property
+    def peak(self) -> float:
+        return self.worst.peak + self.target.used
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.target.memory
+
+    @property
+    def seconds(self) -> float:
+        """Of all but encoding."""
+        return sum(phase.passes * phase.flops for phase in self.phases) / self.target.flops
+
+
+def target(gpu: str, device: str) -> Target:
+    """The named GPU, or this machine."""
+    if gpu:
+        named = GPUS[gpu]
+        return Target(named.name, named.memory, named.flops * UTILISATION, RESERVE, False)
+    found = pick_device(device)
+    if found.type == "cpu":
+        return Target("this machine", memory_bytes(), _product_rate(), memory.now() * memory.MIB, True)
+    properties = torch.cuda.get_device_properties(found)
+    rate = next((g.flops for g in GPUS.values() if g.name.split()[0] in properties.name), 100e12)
+    return Target(properties.name, properties.total_memory, rate * UTILISATION, RESERVE, False)
+
+
+def _product_rate(size: int = 768, rounds: int = 3) -> float:
+    """FLOP/s of float32 products on this CPU, the best of some."""
+    a = torch.ones(size, size)
+    best = float("inf")
+    for _ in range(rounds):
+        started = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - started)
+    return 2.0 * size**3 / best
+
+
+def ways(family: PipelineFamily, config: Config, clip: tuple[int, int, int], where: Target) -> list[Fit]:
+    """Every combination of the knobs, fastest first. clip: frames, height, width of the reference."""
+    job = Job.of(config, family, clip)
+    levels = ["none", "ffn", "block"] if family.fused_block else ["none", "block"]
+    plain = forecast(family, config, job, levels, host=where.host)
+    variants: list[tuple[dict[str, str], dict[str, list[Phase]]]] = [({}, plain)]
+    if hasattr(family.pipeline.vae, "enable_tiling") and not family.tiled_vae:
+        family.tile_vae()
+        encode, sample = vae_phases(family, config, job, host=where.host)
+        tiled = {"encode": encode, "sample": sample}
+        less = {level: [tiled.get(p.name, p) for p in phases] for level, phases in plain.items()}
+        variants.append(({"model.vae": "tiled"}, less))
+    found = [
+        Fit({"tune.recompute": level} | options, [p for p in phases if _counts(p, where)], where)
+        for options, by_level in variants
+        for level, phases in by_level.items()
+    ]
+    return sorted(found, key=lambda fit: (fit.options.get("model.vae", ""), fit.seconds))
+
+
+def _counts(phase: Phase, where: Target) -> bool:
+    """Text encoders that do not fit a GPU run on the CPU."""
+    return where.host or phase.name != "text" or phase.peak + where.used <= where.memory
+
+
+def fitting(family: PipelineFamily, config: Config, clip: Clip, gpu: str) -> list[Table]:
+    """What the run would take as configured, what fits, and how to ask for it."""
+    where = target(gpu, config.model.device)
+    frames, height, width, _ = clip.frames.shape
+    found = ways(family, config, (frames, height, width), where)
+    return tables(found, config, where)
+
+
+def tables(found: Sequence[Fit], config: Config, where: Target) -> list[Table]:
+    asked = next(
+        fit
+        for fit in found
+        if fit.options["tune.recompute"] == config.tune.recompute
+        and ("model.vae" in fit.options) >= (config.model.vae == "tiled")
+    )
+    phases = [(phase.name, _phase(phase, where)) for phase in asked.phases]
+    if all(phase.name != "text" for phase in asked.phases):
+        phases.insert(0, ("text", "the text encoders do not fit and run on the CPU"))
+    label = "measured on nothing, computed from shapes" if where.host else "computed, not measured; predicted"
+    rows = [(_options(fit), _line(fit) + (", as configured" if fit is asked else "")) for fit in found]
+    best = next((fit for fit in found if fit.fits), None)
+    if best is None:
+        rows.append(("advice", f"nothing fits {where.name}: fewer or smaller frames, or a smaller model"))
+    elif asked.fits:
+        rows.append(("advice", "fits as configured"))
+    else:
+        rows.append(("advice", " ".join(f"--set {name}={value}" for name, value in best.options.items())))
+    return [
+        (f"Memory and time of each phase on {where.name} ({label})", phases),
+        (f"Settings, of {where.memory / 1e9:.0f} GB", rows),
+    ]
+
+
+def _phase(phase: Phase, where: Target) -> str:
+    line = f"peak {(phase.peak + where.used) / 1e9:.2f} GB, of it {phase.weights / 1e9:.2f} GB weights"
+    if phase.flops and phase.passes:
+        each = phase.flops / where.flops
+        line += f"; {each:.3g} s a step, {duration(each * phase.passes)} for {phase.passes}"
+    return line
+
+
+def _options(fit: Fit) -> str:
+    return ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in fit.options.items())
+
+
+def _line(fit: Fit) -> str:
+    does = "; ".join(KNOBS[value] for value in fit.options.values())
+    fits = "fits" if fit.fits else f"too large ({fit.worst.name})"
+    return f"{fit.peak / 1e9:.2f} GB, {duration(fit.seconds)}, {fits}: {does}"

@@ -1,0 +1,145 @@
+"""The planner: what it counts is what runs take, and what it proposes fits."""
+
+import json
+import subprocess
+import sys
+import weakref
+
+import pytest
+import torch
+
+from fym import cli, fit
+from fym.config import default_config, load_config
+from fym.families import load_family
+from fym.families.skeleton import skeleton
+from fym.forecast import Phase
+from fym.gpus import GPUS
+from tests.tiny_pipelines import save_tiny_wan
+
+WHERE = fit.Target("a GPU", 10.0, 1.0, 1.0, False)
+
+
+def way(peak, seconds, **options):
+    return fit.Fit(options, [Phase("temporal", 0, peak, seconds, 1)], WHERE)
+
+
+def test_the_skeleton_reads_no_weights_and_has_the_models_shapes(tmp_path):
+    folder = save_tiny_wan(tmp_path / "model")
+    whole = load_family(str(folder), device="cpu")
+    for path in folder.rglob("*.safetensors"):
+        path.unlink()
+    bare = skeleton(str(folder), "float32")
+    shapes = [{n: (p.shape, p.dtype) for n, p in f.transformer.named_parameters()} for f in (whole, bare)]
+    assert shapes[0] == shapes[1] and all(p.is_meta for p in bare.transformer.parameters())
+
+
+def test_dry_run_for_a_gpu_needs_no_weights_and_names_every_knob(
+    tmp_path, moving_square, monkeypatch, capsys
+):
+    from fym.video import write_clip
+
+    monkeypatch.chdir(tmp_path)
+    write_clip(tmp_path / "square.mp4", moving_square, 16)
+    folder = save_tiny_wan(tmp_path / "model")
+    for path in folder.rglob("*.safetensors"):
+        path.unlink()
+    given = ["train", "square.mp4", "--prompt", "a", "--model", str(folder), "--sparse-frames", "9"]
+    assert cli.main([*given, "--plan-for", "rtx4090"]) == 2
+    assert "--dry-run" in capsys.readouterr().err
+    assert cli.main([*given, "--dry-run", "--plan-for", "rtx4090"]) == 0
+    out = capsys.readouterr().out
+    assert GPUS["rtx4090"].name in out and "not measured" in out and "fits as configured" in out
+    assert all(word in out for word in ("text", "encode", "classify", "spatial", "sample", "ffn", "tiled"))
+
+
+def test_the_cheapest_way_that_fits_is_proposed():
+    ways = [
+        way(20, 1.0, **{"tune.recompute": "none"}),
+        way(9, 2.0, **{"tune.recompute": "ffn"}),
+        way(2, 3.0, **{"tune.recompute": "block"}),
+    ]
+    advice = dict(fit.tables(ways, default_config(), WHERE)[1][1])["advice"]
+    assert advice == "--set tune.recompute=ffn"
+    none = dict(fit.tables(ways[:1], default_config(), WHERE)[1][1])["advice"]
+    assert none.startswith("nothing fits")
+
+
+def test_freed_encoders_are_gone_and_come_back_the_same(tmp_path, moving_square):
+    family = load_family(str(save_tiny_wan(tmp_path / "model")), device="cpu")
+    before = family.encode_prompts(["a ball"]), family.encode_video(moving_square)
+    watched = [weakref.ref(family.pipeline.text_encoder), weakref.ref(family.pipeline.vae)]
+    family.free_encoders()
+    assert all(reference() is None for reference in watched)
+    assert torch.equal(family.encode_prompts(["a ball"]), before[0]) and family.pipeline.text_encoder is None
+    assert torch.equal(family.encode_video(moving_square), before[1])
+    family._texts.clear()
+    assert torch.equal(family.encode_prompts(["a ball"]), before[0])
+
+
+# The baseline is the process after a run of a tiny model: all libraries are there by then.
+RUN = """
+import gc, json, sys, torch
+from fym import memory
+from fym.adapters import HeadLora
+from fym.families import load_family
+from fym.losses import tuning_loss
+tiny, folder, recompute, rows, columns = *sys.argv[1:4], *map(int, sys.argv[4:])
+cpu = torch.device("cpu")
+
+def run(folder, rows, columns):
+    family = load_family(folder, device="cpu")
+    family.encode_prompts(["a"])
+    family.free_encoders()
+    family.recompute = recompute
+    adapters = []
+    for first in (0, 1):
+        heads = [list(range(first, family.num_heads, 2))] * family.num_layers
+        sizes = dict(num_heads=family.num_heads, head_dim=family.head_dim)
+        adapters.append(HeadLora(heads, **sizes, rank=16, alpha=16))
+    adapters[0].requires_grad_(False)
+    optimizer = torch.optim.AdamW(adapters[1].parameters(), lr=1e-4, fused=True)
+    latents = torch.randn(1, 16, 5, rows, columns)
+    text = torch.randn(1, *family.text_shape)
+    memory.reset_peak(cpu)
+    for _ in range(2):
+        with family.attention(adapters=[(a, 1.0) for a in adapters]):
+            pred = family.predict(latents, torch.tensor([500.0]), text)
+            tuning_loss(pred, latents, torch.ones(1), motion_weight=1.0).backward()
+        optimizer.step(); optimizer.zero_grad()
+        del pred
+    return memory.peak(cpu)["rss_mib"]
+
+run(tiny, 4, 6)
+gc.collect()
+before = memory.now()
+print(json.dumps(run(folder, rows, columns) - before))
+"""
+SIZES = [(6, 64, 4, 240, 416), (12, 64, 8, 240, 416), (12, 128, 6, 240, 416), (8, 128, 12, 320, 576)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", ["none", "block"])
+@pytest.mark.parametrize("size", SIZES)
+def test_the_forecast_is_within_15_percent_of_the_measured_peak(size, recompute, tmp_path):
+    heads, head_dim, layers, height, width = size
+    folder = save_tiny_wan(tmp_path / "model", heads=heads, head_dim=head_dim, layers=layers)
+    config = load_config(None, {"model.path": str(folder), "tune.recompute": recompute})
+    arguments = [
+        str(save_tiny_wan(tmp_path / "tiny")),
+        str(folder),
+        recompute,
+        str(height // 8),
+        str(width // 8),
+    ]
+    done = subprocess.run([sys.executable, "-c", RUN, *arguments], capture_output=True, text=True, check=True)
+    measured = json.loads(done.stdout) * 2**20
+    found = fit.forecast(
+        skeleton(str(folder), "float32"),
+        config,
+        fit.Job(17, height, width, (5, 32, 48)),
+        [recompute],
+        host=True,
+    )
+    expected = next(phase.peak for phase in found[recompute] if phase.name == "temporal")
+    print(f"{size} {recompute}: measured {measured / 1e6:.0f} MB, forecast {expected / 1e6:.0f} MB")
+    assert expected == pytest.approx(measured, rel=0.15)
