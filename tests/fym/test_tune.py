@@ -410,7 +410,7 @@ def test_an_estimate_changes_nothing(configure, planted, tmp_path):
 
 def test_the_plan_names_what_will_happen_and_writes_nothing(configure, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = " ".join(" ".join(row) for _, rows in tune.plan(configure()).tables() for row in rows)
+    text = " ".join(" ".join(row) for _, rows in tune.plan(configure()) for row in rows)
     for part in (
         "2 layers",
         "3 heads of 12",
