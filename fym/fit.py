@@ -133,7 +133,7 @@ def tables(found: Sequence[Fit], config: Config, where: Target) -> list[Table]:
     phases = [(phase.name, _phase(phase, where)) for phase in asked.phases]
     if all(phase.name != "text" for phase in asked.phases):
         phases.insert(0, ("text", "the text encoders do not fit and run on the CPU"))
-    label = "measured on nothing, computed from shapes" if where.host else "computed, not measured; predicted"
+    label = "computed from shapes, not measured; times predicted"
     rows = [(_options(fit), _line(fit) + (", as configured" if fit is asked else "")) for fit in found]
     best = next((fit for fit in found if fit.fits), None)
     if best is None:
