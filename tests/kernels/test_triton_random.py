@@ -112,3 +112,10 @@ def test_random_shapes(op: str, data: st.DataObject) -> None:
     parity.assert_parity(
         cases.Case(op, str(values), values), torch.float64, "triton", factor=FACTORS.get(op, 1.5)
     )
+
+
+def test_what_cancels_to_nothing() -> None:
+    """Attention to a single key: the gradients of query and key are roundings and no more."""
+    values = {"kinds": (0,), "grid": (1, 1, 1), "dim": 4, "batch": 1, "frame_window": 0, "location_window": 0}
+    values |= {"first_frame_sink": False, "seed": 0}
+    parity.assert_parity(cases.Case("head_attention", "one key", values), torch.float64, "triton")
