@@ -8,6 +8,7 @@ import re
 import signal
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def launch(root: Path, *, port: int, model: str, wait: bool = True) -> gr.Blocks
     uploads = tempfile.TemporaryDirectory(prefix="fym-ui-")
     os.environ["GRADIO_TEMP_DIR"] = uploads.name
     page = build(runs)
-    page.uploads = uploads  # kept as long as the page
+    weakref.finalize(page, uploads.cleanup)  # they go with the page
     try:
         page.queue(default_concurrency_limit=4).launch(
             server_name=HOST,
