@@ -22,10 +22,10 @@ from fym.config import Config, StageConfig
 from fym.families.pipeline import PipelineFamily
 from fym.losses import tuning_loss
 from fym.material import encodes_later
-from fym.positions import latent_frames
+from fym.positions import latent_frames, whole_clips
+from fym.runlog import STAGES
 from fym.shapes_only import LiveBytes, shapes_only
 
-STAGES = ("spatial", "temporal")
 WHOLE = "temporal, all frames"
 FEW, MORE = 13, 17  # frames
 CLIP_COPIES = 4  # float32: the clip, its tiles, which overlap, and what is put together of them
@@ -154,7 +154,7 @@ def _tuning(family: PipelineFamily, config: Config, job: Job) -> Iterator[Phase]
     if config.temporal.whole_steps < config.temporal.steps:
         yield _stage(family, config, job, adapters, "temporal", batch, sparse)
     if config.temporal.whole_steps:
-        batch = max(1, batch * sparse // whole)  # as many tokens a step
+        batch = whole_clips(batch, config.temporal.sparse_frames, whole)
         yield _stage(family, config, job, adapters, "temporal", batch, whole, name=WHOLE)
 
 

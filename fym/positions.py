@@ -21,6 +21,12 @@ def latent_frames(num_frames: int) -> int:
     return (num_frames - 1) // COMPRESSION + 1
 
 
+def whole_clips(samples: int, count: int, frames: int) -> int:
+    """How many whole clips of `frames` latent frames have the tokens of `samples` of `count` picked pixel
+    frames; at least 1."""
+    return max(1, samples * latent_frames(count) // frames)
+
+
 def sparse_frames(
     num_frames: int,
     count: int,

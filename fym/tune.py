@@ -29,7 +29,7 @@ from fym.heads import HeadMap, classify
 from fym.material import Material, SparseClip, encodes_later, read_reference
 from fym.motion_file import MotionFile, load_motion_file, save_motion_file
 from fym.plan import Plan, Table, heads_table
-from fym.positions import latent_frames
+from fym.positions import whole_clips
 from fym.runlog import STAGES, StepLog, Timings
 from fym.samples import Samples
 from fym.stage import Draw, Sample, Stage, run_stage
@@ -248,8 +248,8 @@ def _clip_draw(sparse: SparseClip, settings: TemporalConfig) -> Draw:
     def draw(generator: torch.Generator, batch: int, step: int) -> Sample:
         if step > settings.steps - settings.whole_steps:
             whole = material.latents
-            same_tokens = max(1, batch * latent_frames(settings.sparse_frames) // whole.shape[1])
-            return Sample(whole.expand(same_tokens, -1, -1, -1, -1), None, material.text, both)
+            clips = whole_clips(batch, settings.sparse_frames, whole.shape[1])
+            return Sample(whole.expand(clips, -1, -1, -1, -1), None, material.text, both)
         if settings.recolour and torch.rand((), generator=generator) < settings.recolour:
             latents, positions = sparse.draw_recoloured(generator, batch)
             return Sample(latents, positions, material.no_text, ("temporal",))
