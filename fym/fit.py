@@ -75,8 +75,14 @@ def target(gpu: str, device: str) -> Target:
     if found.type == "cpu":
         return Target("this machine", memory_bytes(), _product_rate(), memory.now() * memory.MIB, True)
     properties = torch.cuda.get_device_properties(found)
-    rate = next((g.flops for g in GPUS.values() if g.name.split()[0] in properties.name), 100e12)
+    rate = _makers_rate(properties.name)
     return Target(properties.name, properties.total_memory, rate * UTILISATION, RESERVE, False)
+
+
+def _makers_rate(name: str) -> float:
+    """FLOP/s of the card that calls itself so, e.g. NVIDIA GeForce RTX 4090; 1e14 for one not in GPUS."""
+    plain = name.lower().replace(" ", "")
+    return next((gpu.flops for key, gpu in GPUS.items() if key.partition("-")[0] in plain), 1e14)
 
 
 def _product_rate(size: int = 768, rounds: int = 3) -> float:

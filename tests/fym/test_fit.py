@@ -118,6 +118,20 @@ print(json.dumps(run(folder, rows, columns) - before))
 SIZES = [(6, 64, 4, 240, 416), (12, 64, 8, 240, 416), (12, 128, 6, 240, 416), (8, 128, 12, 320, 576)]
 
 
+@pytest.mark.parametrize(
+    ("called", "key"),
+    [
+        ("NVIDIA GeForce RTX 3060", "rtx3060"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+    ],
+)
+def test_a_card_has_its_makers_rate(called, key):
+    assert fit._makers_rate(called) == GPUS[key].flops
+    assert fit._makers_rate("NVIDIA T4") not in {gpu.flops for gpu in GPUS.values()}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recompute", ["none", "block"])
 @pytest.mark.parametrize("size", SIZES)
