@@ -22,9 +22,14 @@ LAYOUT = 1  # part of every key: raise it when what is stored changes its meanin
 
 
 def get_or_make(
-    cache_dir: str | Path, key_parts: Mapping[str, Any], make: Callable[[], Mapping[str, Tensor]]
+    cache_dir: str | Path,
+    key_parts: Mapping[str, Any],
+    make: Callable[[], Mapping[str, Tensor]],
+    *,
+    writes: bool = True,
 ) -> dict[str, Tensor]:
-    """The tensors stored for `key_parts`, or those of `make()`, stored before they are returned.
+    """The tensors stored for `key_parts`, or those of `make()`, stored (if it `writes`) before they are
+    returned.
 
     key_parts: everything the result depends on (content hashes, sizes, dtypes, frame numbers) as JSON values.
     Returns CPU tensors, the same on the first call and on every later one. Raises TypeError for key parts
@@ -36,7 +41,8 @@ def get_or_make(
     if stored is not None:
         return stored
     made = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in make().items()}
-    write_file(path, save(made, metadata={"key": description}))
+    if writes:
+        write_file(path, save(made, metadata={"key": description}))
     return made
 
 

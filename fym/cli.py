@@ -22,7 +22,7 @@ import click
 from fym import __version__
 from fym.cli_fields import FieldArgument, FieldOption, read_config, with_fields
 from fym.config import to_toml
-from fym.console import Console, duration
+from fym.console import Console, QuietConsole, duration
 from fym.errors import UserError
 from fym.files import write_file
 from fym.gpus import GPUS
@@ -65,8 +65,16 @@ HEADS = (
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="fym")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Learn the motion of one clip and give it to new content."""
+    command = context.invoked_subcommand
+    if _processes() > 1 and command != "train":
+        raise UserError(
+            f"fym {command} runs in one process",
+            "several would do the same work and write the same files",
+            "Start it without torchrun or accelerate",
+        )
 
 
 cli.add_command(motionbench)
@@ -111,15 +119,18 @@ def train(dry_run: bool, plan_for: str | None, fresh: bool, **given: Any) -> Non
 
     checks.check_training(config)
     from fym import tune
+    from fym.ranks import launched
 
-    console = Console(log_every=config.tune.log_every)
+    ranks = launched()
+    console = (Console if ranks.first else QuietConsole)(log_every=config.tune.log_every)
     if dry_run:
         for title, rows in tune.plan(config, plan_for or ""):
             console.table(title, rows)
         return
     run_dir = checks.run_directory(config)
-    if fresh:
+    if fresh and ranks.first:
         clear_run(run_dir)
+    ranks.wait()
     tune.train(config, run_dir, console=console)
     console.info(f"motion file  {run_dir / 'motion.safetensors'}")
     console.info(f"report       {run_dir / 'report.html'}")
@@ -411,26 +422,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
             os.environ.setdefault(name, "error")
     try:
+        _processes()
         code = cli.main(args=arguments, prog_name="fym", standalone_mode=False)
+        if _processes() > 1:
+            from fym.ranks import leave
+
+            leave()
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
-        error.show()
+        if _speaks():
+            error.show()
         return UserError.exit_code
     except UserError as error:
         if debug:
             traceback.print_exc()
-        click.echo(f"fym: {error}", err=True)
+        _say(f"fym: {error}")
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("fym: stopped", err=True)
+        _say("fym: stopped")
         return 130
     except Exception as error:
         if debug:
             traceback.print_exc()
         else:
             advice = "Set FYM_DEBUG=1 and run it again to see where"
-            click.echo(f"fym: an internal error, {type(error).__name__}: {error}. {advice}.", err=True)
+            _say(f"fym: an internal error, {type(error).__name__}: {error}. {advice}.")
         return 1
+
+
+def _processes() -> int:
+    """How many processes a launcher has started; they are joined by the first call. torch, which takes
+    seconds, is imported only where there is a launcher."""
+    if "WORLD_SIZE" not in os.environ:
+        return 1
+    from fym.ranks import launched
+
+    return launched().size
+
+
+def _speaks() -> bool:
+    if "WORLD_SIZE" not in os.environ:
+        return True
+    from fym.ranks import speaks
+
+    return speaks()
+
+
+def _say(text: str) -> None:
+    """Why the command ends, on the standard error; once, also where several processes end."""
+    if _speaks():
+        click.echo(text, err=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from fym.config import Config
 from fym.console import QuietConsole, duration
 from fym.families import Family
 from fym.plan import Table
-from fym.runlog import StepLog
+from fym.ranks import ALONE, Ranks
 from fym.stage import Stage, run_stage
 from fym.state import TuningState
 
@@ -37,7 +37,9 @@ class Estimate:
         return self.steps * self.seconds_per_step
 
 
-def estimate(family: Family, stage: Stage, state: TuningState, config: Config) -> Estimate | None:
+def estimate(
+    family: Family, stage: Stage, state: TuningState, config: Config, ranks: Ranks = ALONE
+) -> Estimate | None:
     """Runs TRIAL_STEPS steps of each kind the stage has left, at learning rate 0; None if it has nothing to
     do or to train."""
     last = stage.settings.steps
@@ -53,13 +55,15 @@ def estimate(family: Family, stage: Stage, state: TuningState, config: Config) -
     tried = []
     for _, at in kinds:
         trial.step = 0
-        tried.append(_try(family, stage, trial, at))
+        tried.append(_try(family, stage, trial, at, ranks))
     total = sum(steps * seconds for (steps, _), (seconds, _) in zip(kinds, tried, strict=True))
     peak = {name: max(each[name] for _, each in tried) for name in tried[0][1]}
     return Estimate(stage.name, left, total / left, peak)
 
 
-def _try(family: Family, stage: Stage, trial: TuningState, at: int) -> tuple[float, dict[str, float]]:
+def _try(
+    family: Family, stage: Stage, trial: TuningState, at: int, ranks: Ranks
+) -> tuple[float, dict[str, float]]:
     """(seconds of a step, peak memory) of steps that draw what step `at` of the stage does."""
     still = replace(
         stage,
@@ -67,13 +71,10 @@ def _try(family: Family, stage: Stage, trial: TuningState, at: int) -> tuple[flo
         draw=lambda generator, batch, step: stage.draw(generator, batch, at),
     )
     with tempfile.TemporaryDirectory() as folder:
-        log = StepLog(Path(folder) / "train.jsonl")
-        try:
-            seconds = run_stage(
-                family, still, trial, folder=Path(folder) / "checkpoints", log=log, console=QuietConsole()
-            )
-        finally:
-            log.close()
+        checkpoints = Path(folder) / "checkpoints"
+        seconds = run_stage(
+            family, still, trial, folder=checkpoints, log=None, console=QuietConsole(), ranks=ranks
+        )
     return statistics.median(seconds[1:]), memory.peak(family.device)
 
 

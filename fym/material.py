@@ -65,10 +65,13 @@ def encodes_later(config: TemporalConfig) -> bool:
 
 
 class Material:
-    """Latents and embeddings of one clip for one model, made on first use."""
+    """Latents and embeddings of one clip for one model, made on first use. writes: whether into the cache."""
 
-    def __init__(self, family: Family, clip: Clip, config: ClipConfig, cache_dir: Path) -> None:
+    def __init__(
+        self, family: Family, clip: Clip, config: ClipConfig, cache_dir: Path, *, writes: bool = True
+    ) -> None:
         self.family, self.clip, self.caption, self.cache_dir = family, clip, config.prompt, cache_dir
+        self._writes = writes
         self._key = {
             "clip": clip.sha256,
             "start": config.start,
@@ -128,7 +131,8 @@ class Material:
         )
 
     def _cached(self, make: Callable[[], Tensor], **parts: object) -> Tensor:
-        made = get_or_make(self.cache_dir, {**self._key, **parts}, lambda: {"tensor": make()})
+        key = {**self._key, **parts}
+        made = get_or_make(self.cache_dir, key, lambda: {"tensor": make()}, writes=self._writes)
         return made["tensor"].to(self.family.device)
 
 

@@ -41,8 +41,8 @@ class StepLog:
 class Timings:
     """timings.json: {part: {"seconds", "peak_rss_mib", ...}}. A part done in several goes adds up."""
 
-    def __init__(self, path: Path, device: torch.device) -> None:
-        self.path, self.device = path, device
+    def __init__(self, path: Path, device: torch.device, *, writes: bool = True) -> None:
+        self.path, self.device, self.writes = path, device, writes
         try:
             self.entries: dict[str, dict[str, float]] = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError):
@@ -63,7 +63,8 @@ class Timings:
                 had = before.get(name, 0.0)
                 entry[name] = max(had, value) if name.startswith("peak_") else had + value
             self.entries[part] = {name: round(value, 4) for name, value in entry.items()}
-            write_file(self.path, json.dumps(self.entries, indent=1) + "\n")
+            if self.writes:
+                write_file(self.path, json.dumps(self.entries, indent=1) + "\n")
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from fym.console import Console
 from fym.errors import UserError
 from fym.families.base import Family
 from fym.losses import logged_terms, tuning_loss
+from fym.ranks import ALONE, Ranks
 from fym.runlog import StepLog
 from fym.state import TuningState
 
@@ -65,14 +66,16 @@ def run_stage(
     state: TuningState,
     *,
     folder: Path,
-    log: StepLog,
+    log: StepLog | None,
     console: Console,
+    ranks: Ranks = ALONE,
     after_step: Callable[[int], None] | None = None,
 ) -> list[float]:
     """Trains `state.adapters[stage.name]` from `state.step` on; returns the seconds of each step.
 
-    Checkpoints go to `folder`. Raises UserError at a loss that is not finite (before the step is taken), and
-    KeyboardInterrupt, after a checkpoint, when Ctrl-C was pressed.
+    Checkpoints go to `folder`, by the first of `ranks`. Raises UserError at a loss that is not finite (before
+    the step is taken) and when a process is lost, and KeyboardInterrupt, after a checkpoint, when Ctrl-C was
+    pressed.
     """
     settings, tune = stage.settings, stage.tune
     trained = state.adapters[stage.name]
@@ -92,11 +95,11 @@ def run_stage(
                     active = [(state.adapters[name], 1.0) for name in sample.active]
                     stacks[sample.active] = family.stack(active)
                 control.stack, control.time_positions = stacks[sample.active], sample.positions
-                loss, terms = _loss(family, stage, state.generator, sample)
-                loss.backward()
+                figures = ranks.sum(_backward(family, stage, state.generator, sample, ranks))
+                ranks.sum_gradients(parameters)
                 norm = torch.nn.utils.clip_grad_norm_(parameters, tune.grad_clip or float("inf"))
-                values = torch.stack([loss.detach(), norm]).tolist()
-                if not all(abs(value) < float("inf") for value in values):
+                loss, grad_norm = figures[0], float(norm)
+                if not abs(loss) < float("inf") or not grad_norm < float("inf"):
                     raise _not_finite(stage.name, step, folder)
                 for group in state.optimizer.param_groups:
                     group["lr"] = settings.learning_rate * rate_factor(step, settings.steps, tune.decay)
@@ -105,18 +108,21 @@ def run_stage(
                 state.step = step
                 seconds.append(time.perf_counter() - started)
                 row = {
-                    "loss": values[0],
-                    "loss_flow": terms[0],
-                    "loss_motion": terms[1],
-                    "grad_norm": values[1],
+                    "loss": loss,
+                    "loss_flow": figures[1],
+                    "loss_motion": figures[2],
+                    "grad_norm": grad_norm,
                     "seconds": round(seconds[-1], 5),
                     **memory.peak(family.device),
                 }
-                log.write({"stage": stage.name, "step": step, **row})
+                if log is not None:
+                    log.write({"stage": stage.name, "step": step, **row})
                 console.step(stage.name, step, row)
-                if step % tune.checkpoint_every == 0 or step == settings.steps or stopped():
+                stopping = ranks.most(stopped())
+                if ranks.first and (step % tune.checkpoint_every == 0 or step == settings.steps or stopping):
                     save_checkpoint(folder, state.checkpoint(), keep=tune.keep)
-                if stopped():
+                if stopping:
+                    ranks.wait()  # a launcher ends all processes when one of them ends
                     raise KeyboardInterrupt
                 if after_step is not None:
                     after_step(step)
@@ -130,22 +136,34 @@ def rate_factor(step: int, steps: int, decay: float) -> float:
     return min(1.0, (steps - step + 1) / (decay * steps)) if decay else 1.0
 
 
-def _loss(
-    family: Family, stage: Stage, generator: torch.Generator, sample: Sample
-) -> tuple[Tensor, tuple[float, float]]:
-    """The loss of one noisy batch and its two terms for the log. All random numbers are drawn on the CPU."""
+def _backward(
+    family: Family, stage: Stage, generator: torch.Generator, sample: Sample, ranks: Ranks
+) -> tuple[float, float, float]:
+    """Gradients of this process's part of the loss of one noisy batch; that part, and of its two terms.
+
+    The loss is a mean over the samples, so the parts of all processes add up to it. All random numbers are
+    drawn on the CPU, by every process for all samples.
+    """
     schedule, latents = family.schedule, sample.latents
     sigma = schedule.draw(
         len(latents), generator, stage.tune.noise, max(stage.lowest_noise, family.lowest_noise)
     )
-    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    noise = torch.randn(latents.shape, generator=generator)
     anchor = int(torch.randint(latents.shape[2], (1,), generator=generator)) if stage.debias else None
-    sigma = sigma.to(latents.device)
+    mine = ranks.share(len(latents))
+    part = (mine.stop - mine.start) / len(latents)
+    if not part:
+        return 0.0, 0.0, 0.0
+    latents, noise, sigma = latents[mine], noise[mine].to(latents.device), sigma[mine].to(latents.device)
     noisy, target = schedule.add_noise(latents, noise, sigma), schedule.target(latents, noise, sigma)
     weight = schedule.weight(sigma, stage.tune.weighting)
     pred = family.predict(noisy, schedule.timestep(sigma), sample.text)
     loss = tuning_loss(pred, target, weight, motion_weight=stage.motion_weight, anchor=anchor)
-    return loss, logged_terms(pred.detach(), target, weight)
+    if part != 1:
+        loss = loss * part
+    loss.backward()
+    flow, motion = logged_terms(pred.detach(), target, weight)
+    return float(loss.detach()), flow * part, motion * part
 
 
 def _not_finite(stage: str, step: int, folder: Path) -> UserError:

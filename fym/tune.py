@@ -1,7 +1,8 @@
 """The whole tuning: classify the heads, tune the spatial ones, then the temporal ones, hand over the motion.
 
 Running it again on the same run directory goes on where it stopped; every random number comes from one
-generator seeded by tune.seed, whose state is part of each checkpoint.
+generator seeded by tune.seed, whose state is part of each checkpoint. Under torchrun several processes do
+the steps together; the first one does the rest, and alone writes.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from fym.material import Material, SparseClip, encodes_later, read_reference
 from fym.motion_file import MotionFile, load_motion_file, save_motion_file
 from fym.plan import Plan, Table, heads_table
 from fym.positions import whole_clips
+from fym.ranks import Ranks, check_shares, launched
 from fym.runlog import STAGES, StepLog, Timings
 from fym.samples import Samples
 from fym.stage import Draw, Sample, Stage, run_stage
@@ -64,24 +66,29 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
     Raises UserError: a bad clip or model, another run in the directory, a diverging loss, no temporal head;
     KeyboardInterrupt after Ctrl-C, with a checkpoint written.
     """
-    run_dir = Path(run_dir)
+    run_dir, ranks = Path(run_dir), launched()
+    check_shares(config, ranks)
     check_same_run(config, run_dir)
-    check_writable(run_dir)
-    write_file(run_dir / "config.toml", to_toml(config))
+    if ranks.first:
+        check_writable(run_dir)
+        write_file(run_dir / "config.toml", to_toml(config))
     family = family or _load(config)
     family.recompute = config.tune.recompute
     clip = read_reference(config.clip, family)
     for title, rows in Plan.of(config, run_dir, family, clip).tables():
         console.table(title, rows)
-    timings = Timings(run_dir / "timings.json", family.device)
-    material = Material(family, clip, config.clip, run_dir / "cache")
+    timings = Timings(run_dir / "timings.json", family.device, writes=ranks.first)
+    material = Material(family, clip, config.clip, run_dir / "cache", writes=ranks.first)
     samples = Samples(run_dir, config.generate, config.clip.prompt)
-    sparse = _prepare(material, config, run_dir, timings)
-    samples.encode(family)
-    family.free_encoders(keep_vae=encodes_later(config.temporal))
-    head_map = _classified(config, run_dir, family, material, timings, console)
+    with ranks.first_ahead():
+        sparse = _prepare(material, config, run_dir, timings)
+        if ranks.first:
+            samples.encode(family)
+        family.free_encoders(keep_vae=encodes_later(config.temporal))
+        head_map = _classified(config, run_dir, family, material, timings, console, ranks)
 
     state, resumed = begin(config, run_dir, family, clip, head_map)
+    ranks.wait()  # before the first one writes further checkpoints
     spatial, temporal = state.adapters["spatial"], state.adapters["temporal"]
     title, rows = heads_table(head_map, spatial, temporal)
     console.table(title, rows)
@@ -91,17 +98,18 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
         console.info(f"going on after step {state.step} of the {state.stage} stage")
     stages = [_stage(name, config, material, sparse) for name in STAGES[STAGES.index(state.stage) :]]
     with timings.measure("estimate"):
-        found = [estimate(family, stage, state, config) for stage in stages]
+        found = [estimate(family, stage, state, config, ranks) for stage in stages]
     if any(found):
         title, rows = estimate_table([made for made in found if made])
         console.table(title, rows)
     about = _about(config, family, clip, sparse)
-    log = StepLog(run_dir / "train.jsonl", state.stage, state.step)
+    log = StepLog(run_dir / "train.jsonl", state.stage, state.step) if ranks.first else None
     try:
         if state.stage == "spatial":
-            _tune(family, stages[0], state, run_dir, log, timings, console)
+            _tune(family, stages[0], state, run_dir, log, timings, console, ranks)
             state.enter("temporal", config)
-            save_checkpoint(run_dir / "checkpoints", state.checkpoint(), keep=config.tune.keep)
+            if ranks.first:
+                save_checkpoint(run_dir / "checkpoints", state.checkpoint(), keep=config.tune.keep)
         if state.step < config.temporal.steps:
 
             def sample_now(step: int) -> None:
@@ -109,21 +117,28 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
                     config.tune.sample_every
                     and step % config.tune.sample_every == 0 < config.temporal.steps - step
                 ):
-                    samples.make(family, MotionFile(temporal, spatial, about), step)
-                    family.free_encoders(keep_vae=encodes_later(config.temporal))
+                    if ranks.first:
+                        samples.make(family, MotionFile(temporal, spatial, about), step)
+                        family.free_encoders(keep_vae=encodes_later(config.temporal))
+                    ranks.wait()
 
-            _tune(family, stages[-1], state, run_dir, log, timings, console, sample_now)
+            _tune(family, stages[-1], state, run_dir, log, timings, console, ranks, sample_now)
     finally:
-        log.close()
-    about["norm_leak"] = _leak(family, state, sparse, material.text)
-    console.info(f"the heads without an adapter change by {about['norm_leak']:.2%} through the common norm")
-    motion_path = run_dir / "motion.safetensors"
-    save_motion_file(motion_path, temporal, spatial, about)
-    with timings.measure("sample"):
-        samples.make(family, load_motion_file(motion_path), config.temporal.steps)
-    from fym.report import write_report
+        if log is not None:
+            log.close()
+    motion_path, report = run_dir / "motion.safetensors", run_dir / "report.html"
+    if ranks.first:
+        from fym.report import write_report
 
-    return TrainResult(run_dir, motion_path, write_report(run_dir), head_map)
+        about["norm_leak"] = _leak(family, state, sparse, material.text)
+        leak = f"{about['norm_leak']:.2%}"
+        console.info(f"the heads without an adapter change by {leak} through the common norm")
+        save_motion_file(motion_path, temporal, spatial, about)
+        with timings.measure("sample"):
+            samples.make(family, load_motion_file(motion_path), config.temporal.steps)
+        report = write_report(run_dir)
+    ranks.wait()
+    return TrainResult(run_dir, motion_path, report, head_map)
 
 
 def classify_clip(config: Config, run_dir: Path, *, console: Console) -> HeadMap:
@@ -157,11 +172,17 @@ def _prepare(material: Material, config: Config, run_dir: Path, timings: Timings
 
 
 def _classified(
-    config: Config, run_dir: Path, family: Family, material: Material, timings: Timings, console: Console
+    config: Config,
+    run_dir: Path,
+    family: Family,
+    material: Material,
+    timings: Timings,
+    console: Console,
+    ranks: Ranks,
 ) -> HeadMap:
     """The head map of the run that is resumed, or a new one."""
     path = run_dir / "heads.json"
-    if path.exists() and load_checkpoint(run_dir / "checkpoints") is not None:
+    if not ranks.first or (path.exists() and load_checkpoint(run_dir / "checkpoints") is not None):
         return HeadMap.load(path)
     return _classify(config, run_dir, family, material, timings, console)
 
@@ -193,19 +214,27 @@ def _tune(
     stage: Stage,
     state: TuningState,
     run_dir: Path,
-    log: StepLog,
+    log: StepLog | None,
     timings: Timings,
     console: Console,
+    ranks: Ranks,
     after_step: Callable[[int], None] | None = None,
 ) -> None:
     if state.optimizer is None or state.step >= stage.settings.steps:
         return
     folder = run_dir / "checkpoints"
-    if state.step == 0 and stage.name == "spatial":
+    if ranks.first and state.step == 0 and stage.name == "spatial":
         save_checkpoint(folder, state.checkpoint(), keep=stage.tune.keep)
     with timings.measure(stage.name) as figures:
         seconds = run_stage(
-            family, stage, state, folder=folder, log=log, console=console, after_step=after_step
+            family,
+            stage,
+            state,
+            folder=folder,
+            log=log,
+            console=console,
+            ranks=ranks,
+            after_step=after_step,
         )
         # The first step pays for warming up.
         figures["seconds_per_step"] = statistics.median(seconds[1:] or seconds)
