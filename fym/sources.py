@@ -1,7 +1,7 @@
 """Where pictures come from: a video file or a folder of pictures, decoded in order, damage noticed.
 
-A picture is (H,W,3) or, with transparency, (H,W,4) uint8, upright (the file's rotation mark is
-applied).
+A picture is (H,W,3) or, with transparency, (H,W,4) uint8 in BT.709's colours, upright (the file's rotation
+mark is applied). Sound is never decoded.
 """
 
 from __future__ import annotations
@@ -11,19 +11,22 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import av
 import numpy as np
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from fym import hdr
 from fym.errors import UserError
 
 FOLDER_FPS = 16.0  # a folder of pictures has no frame rate: Wan's own is assumed
 RATE_TOLERANCE = (
     0.25  # of a frame's duration; containers round times (33/34 ms), variable rates differ by more
 )
+UNSPECIFIED = 2  # H.273's number of a matrix that is not named: BT.601's, in HD BT.709's, as players take it
+SD_HEIGHT, SD_WIDTH = 576, 1024  # what is larger is HD
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 # What ffmpeg opens and is no clip. It would show the characters of a text file as a picture, and a list may
 # name any file of this machine.
@@ -34,14 +37,25 @@ NOT_VIDEO_FORMATS = {"tty": "it is a text file"} | dict.fromkeys(
 Picture = np.ndarray[Any, np.dtype[np.uint8]]
 
 
+class Shot(NamedTuple):
+    """A picture, when it is shown (seconds), and what was done to its colours."""
+
+    picture: Picture
+    aspect: float  # width of a pixel over its height
+    time: float
+    note: str = ""
+
+
 class Source(Protocol):
-    """Pictures in order with the width of a pixel relative to its height, then facts about what was read."""
+    """Pictures in order, then facts about what was read. timed: each has its own time, else all one rate."""
 
-    def pictures(self, stop: int | None) -> Iterator[tuple[Picture, float]]:
-        """The first `stop` pictures (None: all); UserError at the first damaged one."""
+    timed: bool
 
-    def fps(self, start: int) -> float:
-        """Frames a second from picture `start` on; UserError where the rate varies."""
+    def shots(self) -> Iterator[Shot]:
+        """The pictures, as far as they are asked for; UserError at the first damaged one."""
+
+    def fps(self, start: int) -> tuple[float, str]:
+        """Frames a second from picture `start` on, and where that varies the range ("10 to 24"), else ""."""
 
     def sha256(self) -> str: ...
 
@@ -55,6 +69,8 @@ def open_source(path: Path) -> Source:
 class VideoFile:
     """A file that ffmpeg can decode, read from its first frame: seeking is not exact in every container."""
 
+    timed = True
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._times: list[float | None] = []
@@ -62,7 +78,7 @@ class VideoFile:
         self._packets = self._end = 0
         self._complete = False  # read to the end, so that packets and frames can be compared
 
-    def pictures(self, stop: int | None) -> Iterator[tuple[Picture, float]]:
+    def shots(self) -> Iterator[Shot]:
         self._times, self._packets, self._complete = [], 0, False
         try:
             container = av.open(str(self.path), metadata_errors="replace")
@@ -73,7 +89,7 @@ class VideoFile:
         except (av.FFmpegError, OSError) as error:
             raise self._not_video(f"ffmpeg finds nothing it knows in it ({error.strerror})") from None
         with container:
-            yield from self._decode(container, self._stream(container), stop)
+            yield from self._decode(container, self._stream(container))
 
     def _stream(self, container: Any) -> VideoStream:
         if container.format.name in NOT_VIDEO_FORMATS:
@@ -92,9 +108,7 @@ class VideoFile:
         self._tick = float(stream.time_base or 0)
         return stream
 
-    def _decode(
-        self, container: Any, stream: VideoStream, stop: int | None
-    ) -> Iterator[tuple[Picture, float]]:
+    def _decode(self, container: Any, stream: VideoStream) -> Iterator[Shot]:
         aspect = float(stream.sample_aspect_ratio or 1)
         samples = 0
         has_times = container.format.name != "avi"  # which stores the order of decoding alone
@@ -106,11 +120,11 @@ class VideoFile:
                 for frame in packet.decode():
                     if frame.is_corrupt:
                         raise self._damaged("the decoder marks it as broken")
-                    picture, turned = upright(frame)
-                    yield picture, 1 / aspect if turned else aspect
-                    self._times.append(frame.time if has_times else None)
-                    if len(self._times) == stop:
-                        return
+                    picture, turned, note = upright(frame)
+                    time = frame.time if has_times else None
+                    at = len(self._times) / (self._rate or FOLDER_FPS) if time is None else time
+                    self._times.append(time)
+                    yield Shot(picture, 1 / aspect if turned else aspect, at, note)
         except av.FFmpegError as error:
             raise self._damaged(str(error.strerror)) from None
         if samples < stream.frames:
@@ -121,7 +135,9 @@ class VideoFile:
     def _check_end(self, container: str, stream: VideoStream) -> None:
         """Containers that do not count their frames tell by other means that the file is cut off."""
         if container == "gif":
-            rest = self.path.read_bytes()[self._end - 1 :].rstrip(b"\0")
+            with self.path.open("rb") as file:
+                file.seek(max(0, self._end - 1))
+                rest = file.read().rstrip(b"\0")
             if rest != b";":
                 raise self._damaged("what follows there is not a gif")
         announced_bytes = announced_size(self.path)
@@ -136,10 +152,10 @@ class VideoFile:
             if end - last > 2.5 / self._rate:  # the last frame lasts for one
                 raise self._damaged(f"the file ends there, {end:.2f} seconds are announced")
 
-    def fps(self, start: int) -> float:
+    def fps(self, start: int) -> tuple[float, str]:
         times = [t for t in self._times[start:] if t is not None]
         if len(times) < 2:
-            return self._rate or FOLDER_FPS
+            return self._rate or FOLDER_FPS, ""
         steps = np.diff(np.array(times))
         usual = float(np.median(steps))
         # A clock as coarse as a gif's (1/100 s) cannot help rounding by one tick.
@@ -149,15 +165,10 @@ class VideoFile:
             raise self._damaged("frames are missing there", int(uneven[0]) + start + 1)
         if len(uneven) or usual <= 0:
             low, high = (1 / max(s, 1e-3) for s in (steps.max(), steps.min()))
-            rate = round(1 / usual) if usual > 0 else 24
-            raise UserError(
-                f"{self.path} has a variable frame rate",
-                f"it runs at {low:.3g} to {high:.3g} frames a second, so speeds seen in it are not real",
-                f"Make it constant, for example: ffmpeg -i {self.path.name} -vf fps={rate} constant.mp4",
-            )
+            return float(max(1, round(1 / usual)) if usual > 0 else 24), f"{low:.3g} to {high:.3g}"
         measured = (len(times) - 1) / (times[-1] - times[0])
         # The container's rate is exact (30000/1001) where the times are rounded.
-        return self._rate if abs(measured - self._rate) < 0.01 * measured else measured
+        return (self._rate if abs(measured - self._rate) < 0.01 * measured else measured), ""
 
     def sha256(self) -> str:
         digest = hashlib.sha256()
@@ -181,6 +192,8 @@ class VideoFile:
 class Folder:
     """Pictures in a folder, in the order of the numbers in their names."""
 
+    timed = False
+
     def __init__(self, path: Path) -> None:
         self.path = path
         names = [f for f in path.iterdir() if f.suffix.lower() in PICTURES and not f.name.startswith(".")]
@@ -192,16 +205,17 @@ class Folder:
                 f"{path} is not a clip", "the folder holds no pictures", "Give a video or png frames"
             )
 
-    def pictures(self, stop: int | None) -> Iterator[tuple[Picture, float]]:
-        for file in self.files[:stop]:
+    def shots(self) -> Iterator[Shot]:
+        for index, file in enumerate(self.files):
             try:
                 with av.open(str(file)) as container:
-                    yield upright(next(container.decode(video=0)))[0], 1.0
+                    picture, _, note = upright(next(container.decode(video=0)))
+                yield Shot(picture, 1.0, index / FOLDER_FPS, note)
             except (av.FFmpegError, StopIteration, IndexError):
                 raise UserError(f"{file} is damaged", "it is not a picture", "Replace or remove it") from None
 
-    def fps(self, start: int) -> float:
-        return FOLDER_FPS
+    def fps(self, start: int) -> tuple[float, str]:
+        return FOLDER_FPS, ""
 
     def sha256(self) -> str:
         digest = hashlib.sha256()
@@ -210,12 +224,21 @@ class Folder:
         return digest.hexdigest()
 
 
-def upright(frame: VideoFrame) -> tuple[Picture, bool]:
-    """The picture of a frame, and whether height and width changed places by turning it upright."""
+def upright(frame: VideoFrame) -> tuple[Picture, bool, str]:
+    """A frame's picture, whether its sides changed places by turning it upright, what its colours became."""
     transparent = frame.format.name == "pal8" or any(c.is_alpha for c in frame.format.components)
-    picture = frame.to_ndarray(format="rgba" if transparent else "rgb24")
+    transfer, primaries, note = frame.color_trc, frame.color_primaries, ""
+    large = frame.height > SD_HEIGHT or frame.width > SD_WIDTH
+    if frame.colorspace == UNSPECIFIED and large and "yuv" in frame.format.name:
+        frame.colorspace = hdr.BT709
+    if transfer in hdr.NAMES or primaries == hdr.BT2020:
+        picture = hdr.to_sdr(np.asarray(frame.to_ndarray(format="rgb48le"), np.uint16), transfer, primaries)
+        kind = f"HDR ({hdr.NAMES[transfer]}) tone-mapped" if transfer in hdr.NAMES else "BT.2020 converted"
+        note = f"{kind} to SDR (BT.709)"
+    else:
+        picture = np.asarray(frame.to_ndarray(format="rgba" if transparent else "rgb24"), np.uint8)
     quarters = round(frame.rotation / 90) % 4  # counter-clockwise, as in np.rot90
-    return np.ascontiguousarray(np.rot90(picture, quarters)), quarters % 2 == 1
+    return np.ascontiguousarray(np.rot90(picture, quarters)), quarters % 2 == 1, note
 
 
 def announced_size(path: Path) -> int:

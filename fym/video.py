@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,10 +23,12 @@ from torch import Tensor
 
 from fym.errors import UserError
 from fym.files import new_folder, write_file
-from fym.sources import Picture, open_source
+from fym.sources import RATE_TOLERANCE, SD_HEIGHT, SD_WIDTH, Picture, Shot, open_source
 
 LARGEST_BYTES = 4 << 30  # of frames held in memory
+LONGEST_PAUSE = 10  # seconds between two frames
 HUNDREDTH = Fraction(1, 100)  # of a second, the clock of a gif
+BT601 = 6  # H.273's number of the matrix that ffmpeg makes YUV with
 CRF = "14"  # of x264: hardly any loss to the eye, and small clips stay small
 
 
@@ -41,47 +44,120 @@ class Clip:
 
 
 def read_clip(
-    path: str | Path, *, start: int = 0, frames: int = 0, at_most: int = 0, height: int = 0, width: int = 0
+    path: str | Path,
+    *,
+    start: int = 0,
+    frames: int = 0,
+    at_most: int = 0,
+    height: int = 0,
+    width: int = 0,
+    fps: float = 0,
+    crop: tuple[int, int, int, int] | None = None,
 ) -> Clip:
-    """Frames `start` ... `start + frames - 1` of a video file, a gif or a folder of pictures.
+    """`frames` frames of a video file, a gif or a folder of pictures, from the recorded frame `start` on.
 
-    frames = 0 takes all there are, or the first `at_most`. height and width in pixels: the pictures are
+    frames = 0 takes all there are, or the first `at_most`. fps: so many frames a second, each what is seen at
+    its time, so that the motion keeps its speed; 0 = as recorded, made constant where that varies. A folder
+    of pictures has no times: there fps only says how fast they are.
+
+    crop: x, y, width and height in pixels of the upright picture. height and width in pixels: what is left is
     cropped to the centre and scaled; one of them alone keeps the proportions, neither keeps the size. Odd
-    sizes, gray and 10-bit pictures, rotation marks and non-square pixels are handled; transparent parts
-    become white.
+    sizes, gray and 10-bit pictures, HDR, rotation marks and non-square pixels are handled; transparent parts
+    become white. Only the frames that are returned are kept in memory, and none after them is decoded.
 
-    Raises UserError: no such file, not a video, damaged, a variable frame rate, fewer than two frames,
-    shorter than asked, too large for memory.
+    Raises UserError: no such file, not a video, damaged, a pause, fewer than two frames, shorter than asked,
+    a crop that is not inside, too large for memory.
     """
     path = Path(path)
     source = open_source(path)
-    stop = start + (frames or at_most) if frames or at_most else None
-    taken: list[Picture] = []
-    notes: list[str] = []
-    count, size = 0, (0, 0)
-    for picture, aspect in source.pictures(stop):
-        count += 1
-        if count <= start:
-            continue
-        size = picture.shape[:2] if not taken else size
+    recorded = 0
+
+    def from_start() -> Iterator[Shot]:
+        nonlocal recorded
+        for shot in source.shots():
+            recorded += 1
+            if recorded > start:
+                yield shot
+
+    pixels = bytearray()  # a list of many small arrays would leave gaps in memory as large as the decoder's
+    taken, notes = 0, list[str]()
+    size, shape = (0, 0), (0, 0, 0)
+    for shot in _at_rate(from_start(), fps, path) if fps and source.timed else from_start():
+        picture = shot.picture
+        size = size if taken else picture.shape[:2]
         if picture.shape[:2] != size:
             raise UserError(
-                f"{path} changes its size at frame {count - 1}",
+                f"{path} changes its size at frame {recorded - 1}",
                 f"{size[1]}x{size[0]} becomes {picture.shape[1]}x{picture.shape[0]}",
                 "Use a part of one size, with --start and --frames",
             )
-        taken.append(_fit(_flatten(picture, notes), aspect, height, width))
-        if len(taken) * taken[0].nbytes > LARGEST_BYTES:
+        notes += [shot.note] if shot.note else []
+        part = _fit(_flatten(_cut(picture, crop, path), notes), shot.aspect, height, width)
+        pixels += np.ascontiguousarray(part).data
+        taken, shape = taken + 1, part.shape
+        if len(pixels) > LARGEST_BYTES:
             raise UserError(
-                f"{path} is too long",
-                f"{len(taken)} frames fill the memory set aside for it",
-                "Give --frames",
+                f"{path} is too long", f"{taken} frames fill the memory set aside for it", "Give --frames"
             )
-    _check_length(path, count, start, frames)
-    if taken[0].shape[:2] != size:
-        notes.append(f"{size[1]}x{size[0]} cropped and scaled to {taken[0].shape[1]}x{taken[0].shape[0]}")
-    stack = torch.from_numpy(np.stack(taken))
-    return Clip(stack, source.fps(start), str(path), source.sha256(), tuple(dict.fromkeys(notes)))
+        if taken == (frames or at_most):
+            break
+    rate, varying = source.fps(start)
+    if varying and not fps:
+        return read_clip(
+            path,
+            start=start,
+            frames=frames,
+            at_most=at_most,
+            height=height,
+            width=width,
+            fps=rate,
+            crop=crop,
+        )
+    _check_length(path, recorded, start, frames, taken, fps)
+    if fps and source.timed and (varying or abs(rate - fps) > 0.01 * fps):
+        notes.append(f"{varying or f'{rate:.4g}'} fps become {fps:g}, in the clip's own time")
+    size = (crop[3], crop[2]) if crop else size
+    if shape[:2] != size:
+        notes.append(f"{size[1]}x{size[0]} cropped and scaled to {shape[1]}x{shape[0]}")
+    stack = torch.from_numpy(np.frombuffer(pixels, np.uint8).reshape(taken, *shape))
+    return Clip(stack, fps or rate, str(path), source.sha256(), tuple(dict.fromkeys(notes)))
+
+
+def _at_rate(shots: Iterator[Shot], fps: float, path: Path) -> Iterator[Shot]:
+    """What is seen 0, 1 / fps, 2 / fps, ... seconds after the first picture: the last one shown by then.
+
+    Clocks are rounded, so one that comes up to RATE_TOLERANCE / fps later counts.
+    """
+    count, first, seen = 0, 0.0, None
+    for shot in shots:
+        if seen is None:
+            first = shot.time
+        elif shot.time - seen.time > LONGEST_PAUSE:
+            raise UserError(
+                f"{path} stands still for {shot.time - seen.time:.3g} seconds",
+                f"from {seen.time:.3g} s on it shows one picture, and that is no motion",
+                "Use the part before or after it, with --start and --frames",
+            )
+        while seen is not None and first + (count + RATE_TOLERANCE) / fps < shot.time:
+            yield seen
+            count += 1
+        seen = shot
+    while seen is not None and first + (count - RATE_TOLERANCE) / fps <= seen.time:
+        yield seen
+        count += 1
+
+
+def _cut(picture: Picture, crop: tuple[int, int, int, int] | None, path: Path) -> Picture:
+    if crop is None:
+        return picture
+    left, top, width, height = crop
+    if left + width > picture.shape[1] or top + height > picture.shape[0]:
+        raise UserError(
+            f"The crop {left}:{top}:{width}:{height} is not inside {path}",
+            f"its pictures are {picture.shape[1]} wide and {picture.shape[0]} high",
+            "Give X:Y:WIDTH:HEIGHT in pixels from the top left of the upright picture",
+        )
+    return picture[top : top + height, left : left + width]
 
 
 def _flatten(picture: Picture, notes: list[str]) -> Picture:
@@ -113,19 +189,19 @@ def _fit(picture: Picture, aspect: float, height: int, width: int) -> Picture:
     return cv2.resize(part, (width, height), interpolation=how).astype(np.uint8, copy=False)
 
 
-def _check_length(path: Path, count: int, start: int, frames: int) -> None:
+def _check_length(path: Path, count: int, start: int, frames: int, taken: int, fps: float) -> None:
     if count < 2:
         raise UserError(
             f"{path} holds {'one frame' if count else 'no frame'}",
             "a motion needs several frames",
             "Give a video",
         )
-    left = max(0, count - start)
-    if left < 2 or left < frames:
+    if taken < 2 or taken < frames:
         asked = f"{frames} frames from frame {start} on are asked for" if frames else f"--start is {start}"
+        has = f"{taken} at {fps:g} fps from there on" if fps else f"{count} frames"
         raise UserError(
             f"{path} is too short",
-            f"it has {count} frames and {asked}",
+            f"it has {has} and {asked}",
             "Lower --frames or --start, or use a longer clip",
         )
 
@@ -181,6 +257,8 @@ def encode_mp4(pictures: Picture, fps: float, *, crf: str = CRF) -> bytes:
         # No B frames: x264's AVX-512 path for them reads uninitialised memory, so files would differ.
         stream = container.add_stream("libx264", rate=_rate(fps), options={"crf": crf, "bf": "0"})
         stream.height, stream.width, stream.pix_fmt = pictures.shape[1], pictures.shape[2], "yuv420p"
+        if stream.height > SD_HEIGHT or stream.width > SD_WIDTH:  # without a name players take BT.709's there
+            stream.codec_context.colorspace = BT601
         for picture in pictures:
             container.mux(stream.encode(VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())

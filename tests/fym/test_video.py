@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 
 import av
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from av.video.frame import VideoFrame
 
-from fym import files
+from fym import files, sources
 from fym.errors import UserError
 from fym.video import encode_mp4, output_kind, read_clip, write_clip
 
@@ -99,6 +103,211 @@ class TestFrames:
         assert read_clip(copy).sha256 == read_clip(clip_file).sha256
 
 
+class TestRate:
+    """`fps`, and clips whose own rate varies: a frame is what is seen at its time."""
+
+    def test_variable_rate_becomes_constant(self, tmp_path):
+        """A dropped frame is replaced by the one before it, so that later ones keep their time."""
+        times = [0, 1, 2, 3, 4, 8, 9, 10, 11, 15, 16, 17]
+        path = write_video(tmp_path / "vfr.mkv", numbered(12), times=times)
+        clip = read_clip(path)
+        assert numbers(clip.frames) == [max(n for n in range(12) if times[n] <= t) for t in range(18)]
+        assert clip.fps == 24 and clip.notes == ("5.99 to 24.4 fps become 24, in the clip's own time",)
+        part = read_clip(path, start=4, frames=5)  # start counts what was recorded
+        assert numbers(part.frames) == [4, 4, 4, 4, 5]
+        regular = read_clip(path, frames=5)
+        assert numbers(regular.frames) == [0, 1, 2, 3, 4] and regular.notes == ()
+
+    def test_a_phone_that_slows_down(self, tmp_path):
+        """30, then 15 frames a second with a shaky clock: positions at constant speed stay on their line."""
+        clock = np.random.default_rng(0)
+        moments = np.cumsum([0.0, *[1 / 30] * 15, *[1 / 15] * 12]) + clock.uniform(-0.002, 0.002, 28)
+        ticks = [round(1000 * (moment - moments[0])) for moment in moments]
+        frames = np.zeros((28, 16, 256, 3), np.uint8)
+        for frame, tick in zip(frames, ticks, strict=True):
+            place = 10 + round(tick * 0.15)
+            frame[:, place : place + 8] = WHITE
+        with av.open(str(tmp_path / "phone.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=30, options={"crf": "1"})
+            stream.height, stream.width, stream.pix_fmt = 16, 256, "yuv420p"
+            stream.codec_context.time_base = Fraction(1, 1000)
+            for tick, picture in zip(ticks, frames, strict=True):
+                frame = VideoFrame.from_ndarray(picture, format="rgb24")
+                frame.pts, frame.time_base = tick, Fraction(1, 1000)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        clip = read_clip(tmp_path / "phone.mp4")
+        bright = clip.frames[:, 8, :, 0].numpy() > 127
+        places = (bright * np.arange(256)).sum(1) / bright.sum(1) - 13.5
+        late = np.arange(len(places)) / clip.fps - places / 150  # seconds behind the truth
+        assert abs(clip.fps - 30) < 3 and abs(len(places) - 1 - ticks[-1] * clip.fps / 1000) < 1
+        assert late.min() > -0.25 / clip.fps - 0.005 and late.max() < 1 / 15  # at most one recorded frame
+        assert np.abs(late[:13]).max() < 0.03
+
+    @pytest.mark.parametrize("fps", [8, 16, 23.976, 30, 48])
+    def test_conversion_keeps_the_time(self, clip_file, fps):
+        clip = read_clip(clip_file, fps=fps)
+        seen = np.array(numbers(clip.frames)) / 24
+        late = np.arange(len(seen)) / fps - seen
+        assert clip.fps == fps and seen[0] == 0 and abs(len(seen) / fps - 30 / 24) < 1 / 24 + 1 / fps
+        assert late.min() >= -0.25 / fps - 1e-9 and late.max() < 1 / 24
+        assert clip.notes == (() if fps == 23.976 else (f"24 fps become {fps:g}, in the clip's own time",))
+
+    def test_the_own_rate_changes_nothing(self, clip_file):
+        assert torch.equal(read_clip(clip_file, fps=24).frames, read_clip(clip_file).frames)
+
+    def test_range_and_length_are_counted_after_it(self, clip_file):
+        assert numbers(read_clip(clip_file, start=6, frames=5, fps=12).frames) == [6, 8, 10, 12, 14]
+        text = message(read_clip, clip_file, start=6, frames=17, fps=12)
+        assert "12 at 12 fps from there on and 17 frames from frame 6 on are asked for" in text
+
+    def test_a_folder_has_the_rate_it_is_given(self, tmp_path):
+        write_clip(tmp_path / "frames", torch.from_numpy(numbered(7)), 16)
+        clip = read_clip(tmp_path / "frames", fps=8)
+        assert numbers(clip.frames) == list(range(7)) and clip.fps == 8 and clip.notes == ()
+
+    def test_gif_with_its_own_time_for_each_picture(self, tmp_path):
+        pictures = [PIL.Image.fromarray(picture) for picture in numbered(4)]
+        pictures[0].save(
+            tmp_path / "g.gif", save_all=True, append_images=pictures[1:], duration=[100, 300, 100, 100]
+        )
+        assert numbers(read_clip(tmp_path / "g.gif").frames) == [0, 1, 1, 1, 2, 3]
+
+
+class TestColours:
+    """Patches written with tags come back as the colours that were meant."""
+
+    PATCHES = np.array(
+        [
+            [255, 0, 0],
+            [0, 255, 0],
+            [0, 0, 255],
+            [200, 180, 40],
+            [255, 255, 255],
+            [128, 128, 128],
+            [16, 16, 16],
+        ]
+    )
+    # Luma's shares of red and blue: ITU-R BT.601, BT.709 and BT.2020.
+    SHARES = MappingProxyType({6: (0.299, 0.114), 1: (0.2126, 0.0722), 9: (0.2627, 0.0593)})
+
+    def write(self, path, colours, matrix=2, range_=0, transfer=2, primaries=2, bits=8, size=16, luma_of=6):
+        """Lossless patches side by side, in YUV worked out here; 2 = not said, then `luma_of` it is."""
+        red, blue = self.SHARES[luma_of if matrix == 2 else matrix]
+        rgb = np.asarray(colours, float) / 255
+        luma = rgb @ [red, 1 - red - blue, blue]
+        chroma = [(rgb[:, 2] - luma) / (2 - 2 * blue), (rgb[:, 0] - luma) / (2 - 2 * red)]
+        scale, top = 1 << (bits - 8), (1 << bits) - 1
+        full = range_ == 2
+        planes = [luma * (top if full else 219 * scale) + (0 if full else 16 * scale)]
+        planes += [c * (top if full else 224 * scale) + 128 * scale for c in chroma]
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("ffv1", rate=24)
+            stream.height, stream.width = size, size * len(rgb)
+            stream.pix_fmt = "yuv444p" if bits == 8 else "yuv444p10le"
+            context = stream.codec_context
+            context.colorspace, context.color_range = matrix, range_
+            context.color_trc, context.color_primaries = transfer, primaries
+            for _ in range(2):
+                frame = VideoFrame(stream.width, stream.height, stream.pix_fmt)
+                frame.colorspace, frame.color_range = matrix, range_
+                for plane, values in zip(frame.planes, planes, strict=True):
+                    kind = np.uint8 if bits == 8 else np.uint16
+                    row = np.zeros(plane.line_size // kind().nbytes, kind)
+                    row[: stream.width] = np.repeat(values.round().clip(0, top), size)
+                    plane.update(np.tile(row, (size, 1)).tobytes())
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        return path
+
+    def read(self, path):
+        clip = read_clip(path)
+        size = clip.frames.shape[1]
+        return clip.frames[0, size // 2, size // 2 :: size].numpy().astype(int), clip.notes
+
+    @pytest.mark.parametrize("matrix", [2, 6, 1, 9])
+    @pytest.mark.parametrize("range_", [0, 1, 2])
+    @pytest.mark.parametrize("bits", [8, 10])
+    def test_matrix_and_range(self, tmp_path, matrix, range_, bits):
+        seen, notes = self.read(self.write(tmp_path / "c.mkv", self.PATCHES, matrix, range_, bits=bits))
+        assert np.abs(seen - self.PATCHES).max() <= 3 and notes == ()
+
+    def test_a_large_picture_without_tags_is_taken_for_bt709(self, tmp_path):
+        """As players do; what we write large says what it is."""
+        seen, _ = self.read(self.write(tmp_path / "untagged.mkv", self.PATCHES, size=160, luma_of=1))
+        assert np.abs(seen - self.PATCHES).max() <= 3
+        frames = np.tile(np.repeat(self.PATCHES, 160, 0).astype(np.uint8), (2, 160, 1, 1))
+        write_clip(tmp_path / "pictures", torch.from_numpy(frames), 16)
+        assert (read_clip(tmp_path / "pictures").frames.numpy() == frames).all()
+        write_clip(tmp_path / "ours.mp4", torch.from_numpy(frames), 16)
+        seen, _ = self.read(tmp_path / "ours.mp4")
+        assert np.abs(seen - self.PATCHES).max() <= 4
+
+    def test_hdr_is_tone_mapped(self, tmp_path):
+        """Gray of 90 cd/m2 and less is shown as such on a screen whose white is 203, and above it all of
+        them differ up to 1000 cd/m2, which is white; PQ and HLG agree."""
+        nits = np.array([0.0, 1, 5, 20, 60, 85, 120, 203, 400, 1000])
+        gray = {}
+        for name, transfer, code in (("PQ", 16, pq_code(nits)), ("HLG", 18, hlg_code(nits))):
+            colours = np.repeat(255 * code[:, None], 3, 1)
+            path = self.write(tmp_path / f"{name}.mkv", colours, 9, 1, transfer, 9, bits=10)
+            seen, notes = self.read(path)
+            assert notes == (f"HDR ({name}) tone-mapped to SDR (BT.709)",)
+            assert (seen == seen[:, :1]).all()
+            gray[name] = seen[:, 0]
+            dark = nits < 90
+            assert np.abs(gray[name][dark] - 255 * (nits[dark] / 203) ** (1 / 2.4)).max() <= 3
+            assert (np.diff(gray[name]) > 4).all() and gray[name][-1] >= 253 and 220 < gray[name][7] < 240
+        assert np.abs(gray["PQ"] - gray["HLG"]).max() <= 3
+
+    @pytest.mark.parametrize("transfer", [16, 18, 1])
+    def test_colours_in_bt2020_are_those_of_bt709(self, tmp_path, transfer):
+        """The matrix between the two is worked out here, from the chromaticities of the primaries."""
+        meant = self.PATCHES * (0.6 if transfer in (16, 18) else 1)  # below the tone curve
+        light = (meant / 255) ** 2.4 @ np.linalg.solve(to_xyz(BT2020_XY), to_xyz(BT709_XY)).T
+        if transfer == 18:
+            luminance = light @ to_xyz(BT2020_XY)[1]
+            scene = light * 0.203 * (luminance * 0.203)[:, None] ** (1 / 1.2 - 1)
+            codes = hlg_oetf(scene)
+        else:
+            codes = pq_code(203 * light) if transfer == 16 else light ** (1 / 2.4)
+        path = self.write(tmp_path / "w.mkv", 255 * codes, 9, 1, transfer, 9, bits=10)
+        seen, notes = self.read(path)
+        # One step of 10 bits is much where a channel that mixing leaves small has a steep curve.
+        assert np.abs(seen - meant).max() <= 3 + 12 * (np.min(meant) < 1)
+        assert np.abs(seen - meant).mean() < 3 and "to SDR (BT.709)" in notes[0]
+
+
+BT709_XY = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
+BT2020_XY = ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046))
+
+
+def to_xyz(primaries):
+    """(3,3) from linear R, G and B to CIE XYZ, white being D65."""
+
+    def xyz(x, y):
+        return np.array([x / y, 1, (1 - x - y) / y])
+
+    columns = np.stack([xyz(*xy) for xy in primaries], 1)
+    return columns * np.linalg.solve(columns, xyz(0.3127, 0.3290))
+
+
+def pq_code(nits):
+    """SMPTE ST 2084, from the standard's rounded constants."""
+    power = (nits / 10_000) ** 0.1593017578125
+    return ((0.8359375 + 18.8515625 * power) / (1 + 18.6875 * power)) ** 78.84375
+
+
+def hlg_code(nits):
+    """ITU-R BT.2100 for gray on a screen of 1000 cd/m2: the inverse of gamma 1.2, then the OETF."""
+    return hlg_oetf((nits / 1000) ** (1 / 1.2))
+
+
+def hlg_oetf(scene):
+    high = 0.17883277 * np.log(np.maximum(12 * scene - 0.28466892, 1e-9)) + 0.55991073
+    return np.where(scene <= 1 / 12, np.sqrt(3 * scene), high)
+
+
 class TestPictures:
     def test_odd_size_is_read_whole(self, tmp_path):
         path = write_video(tmp_path / "odd.mp4", numbered(6, 37, 51), pixels="yuv444p")
@@ -154,6 +363,29 @@ class TestPictures:
         _, other = cv2.VideoCapture(str(path)).read()
         assert picture.shape == other.shape
         assert np.abs(picture.astype(int) - other[:, :, ::-1].astype(int)).mean() < 2
+
+    def test_crop(self, clip_file, tmp_path):
+        whole = read_clip(clip_file)
+        part = read_clip(clip_file, crop=(20, 8, 40, 30))
+        assert torch.equal(part.frames, whole.frames[:, 8:38, 20:60]) and part.notes == whole.notes
+        path = write_video(tmp_path / "r.mp4", numbered(3), rotation=90)  # 48 wide, 64 high when upright
+        assert read_clip(path, crop=(0, 10, 48, 54)).frames.shape[1:3] == (54, 48)
+        assert read_clip(path, crop=(0, 10, 48, 54), height=32, width=32).frames.shape[1:3] == (32, 32)
+
+    def test_sound_is_ignored(self, tmp_path):
+        path = tmp_path / "talk.mp4"
+        with av.open(str(path), "w") as container:
+            sound = container.add_stream("aac", rate=16000, layout="mono")
+            stream = container.add_stream("libx264", rate=24, options={"crf": "5"})
+            stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+            for picture in numbered(24):
+                container.mux(stream.encode(VideoFrame.from_ndarray(picture, format="rgb24")))
+            noise = np.random.default_rng(0).uniform(-1, 1, (1, 32000)).astype(np.float32)
+            samples = av.AudioFrame.from_ndarray(noise, format="fltp", layout="mono")
+            samples.sample_rate = 16000
+            container.mux(sound.encode(samples))
+            container.mux([*sound.encode(), *stream.encode()])
+        assert numbers(read_clip(path).frames) == list(range(24))  # and not cut off: the sound is longer
 
     def test_pixels_that_are_not_square(self, tmp_path):
         path = write_video(tmp_path / "wide.mp4", numbered(3), aspect=Fraction(2, 1))
@@ -297,12 +529,14 @@ class TestBadInput:
         assert clips and all(shape[0] >= 1 and shape[-1] == 3 for shape in clips)
         assert messages and all("\n" not in text for text in messages)
 
-    def test_variable_frame_rate(self, tmp_path):
-        times = [0, 1, 2, 3, 4, 8, 9, 10, 11, 15, 16, 17]
-        path = write_video(tmp_path / "vfr.mkv", numbered(12), times=times)
-        text = message(read_clip, path)
-        assert "variable frame rate" in text and "fps=24" in text
-        assert numbers(read_clip(path, frames=5).frames) == [0, 1, 2, 3, 4]  # this part is regular
+    def test_pause(self, tmp_path):
+        path = write_video(tmp_path / "pause.mkv", numbered(6), times=[0, 1, 2, 300, 301, 302])
+        assert "stands still for 12.4 seconds" in message(read_clip, path)
+        assert numbers(read_clip(path, start=3).frames) == [3, 4, 5]
+
+    def test_crop_that_is_not_inside(self, clip_file):
+        for crop in ((0, 0, 65, 48), (40, 8, 24, 41), (64, 0, 1, 1)):
+            assert "64 wide and 48 high" in message(read_clip, clip_file, crop=crop), crop
 
     def test_size_that_changes(self, tmp_path):
         (tmp_path / "mixed").mkdir()
@@ -319,6 +553,62 @@ class TestBadInput:
         monkeypatch.setattr("fym.video.LARGEST_BYTES", 10 * 48 * 64 * 3)
         assert "Give --frames" in message(read_clip, clip_file)
         assert len(read_clip(clip_file, frames=10).frames) == 10
+
+
+class TestLongClips:
+    """2000 frames of 320x180, a minute and a half: 346 MB when decoded."""
+
+    ASKED = (
+        ({"frames": 49, "height": 96, "width": 96}, 49),
+        ({"start": 1900, "frames": 49, "height": 96, "width": 96}, 49),
+        ({"fps": 1.5}, 126),
+        ({"height": 36}, 2000),
+    )
+    SCRIPT = f"""
+import sys
+import torch
+from fym import memory
+from fym.video import read_clip
+cpu = torch.device("cpu")
+read_clip(sys.argv[1], at_most=5)
+for asked, _ in {ASKED}:
+    before = memory.now()
+    memory.reset_peak(cpu)
+    clip = read_clip(sys.argv[1], **asked)
+    print(len(clip.frames), clip.frames.nbytes / memory.MIB, memory.peak(cpu)["rss_mib"] - before)
+"""
+
+    @pytest.fixture(scope="class")
+    def long_clip(self, tmp_path_factory):
+        path = tmp_path_factory.mktemp("long") / "long.mp4"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=24, options={"preset": "ultrafast", "crf": "30"})
+            stream.height, stream.width, stream.pix_fmt = 180, 320, "yuv420p"
+            for index in range(2000):
+                frame = VideoFrame(320, 180, "yuv420p")
+                for plane, value in zip(frame.planes, (16 + index % 200, 128, 128), strict=True):
+                    plane.update(bytes([value]) * plane.buffer_size)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        return path
+
+    def test_memory_is_that_of_the_frames_asked_for(self, long_clip):
+        """In a process of its own: the frames, which lie in a buffer that grows, and the decoder's."""
+        command = [sys.executable, "-c", self.SCRIPT, str(long_clip)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        for line, (asked, count) in zip(done.stdout.splitlines(), self.ASKED, strict=True):
+            frames, kept, grown = map(float, line.split())
+            assert frames == count
+            assert grown < 1.2 * kept + 16, (asked, done.stdout)
+
+    def test_nothing_after_the_last_frame_is_decoded(self, long_clip, monkeypatch):
+        decoded = []
+        plain = sources.upright
+        monkeypatch.setattr(sources, "upright", lambda frame: decoded.append(0) or plain(frame))
+        read_clip(long_clip, start=5, frames=9, height=36)
+        assert len(decoded) == 14
+        read_clip(long_clip, frames=9, fps=8, height=36)
+        assert len(decoded) == 14 + 26  # the ninth is over when the 26th has come
 
 
 class TestWriting:
