@@ -30,7 +30,7 @@ from fym.embedded.scenes import FPS, Scene, caption, render, unseen_scene
 from fym.families import load_family
 from fym.files import write_file
 from fym.generate import generate
-from fym.material import Material, read_reference
+from fym.material import Material, read_references
 from fym.motion_file import load_motion_file
 from fym.tune import train
 from fym.video import write_clip
@@ -75,7 +75,8 @@ def fym_run(config: Config, folder: Path) -> tuple[dict[str, float], list[Any]]:
 def naive_run(config: Config, folder: Path, *, all_frames: bool) -> tuple[dict[str, float], list[Any]]:
     """As `fym_run`, with diffusers and PEFT alone; only the motion's adapter takes part in generating."""
     family = load_family("embedded")
-    material = Material(family, read_reference(config.clip, family), config.clip, folder / "cache")
+    [clip] = read_references(config.clip, family)
+    material = Material(family, clip, *config.clip.prompt, folder / "cache")
     started = time.perf_counter()
     _ = material.text, material.latents, material.frame_latents
     encoded = time.perf_counter()

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fym.config import ClipConfig, HeadsConfig, load_config
+from fym.config import HeadsConfig, load_config
 from fym.families import Family, load_family
 from fym.files import write_file
 from fym.heads import classify, judge
@@ -42,7 +42,7 @@ def measure(family: Family, chosen: list[Case]) -> Array:
         for n, case in enumerate(chosen):
             frames, fps = case.clip()
             clip = Clip(frames, fps, case.name, case.sha256())
-            material = Material(family, clip, ClipConfig(prompt=case.prompt), Path(folder))
+            material = Material(family, clip, case.prompt, Path(folder))
             for k, sigma in enumerate(SIGMAS):
                 config = HeadsConfig(seeds=1, sigmas=[sigma])
                 for s, seed in enumerate(SEEDS):

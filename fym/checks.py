@@ -25,14 +25,14 @@ class Job:
 
 
 def run_directory(config: Config) -> Path:
-    """Where a run writes: the configured place, or runs/ and the clip's name."""
-    return Path(config.output) if config.output else Path("runs") / Path(config.clip.path).stem
+    """Where a run writes: the configured place, or runs/ and the first clip's name."""
+    return Path(config.output) if config.output else Path("runs") / Path(config.clip.path[0]).stem
 
 
 def check_training(config: Config) -> None:
     """All that `fym train` needs and that is known without the model; UserError for the first that fails."""
     check_clip(config, shortest=config.temporal.sparse_frames)
-    if not config.clip.prompt.strip():
+    if not config.clip.prompt or not all(prompt.strip() for prompt in config.clip.prompt):
         raise UserError(
             "The prompt is empty",
             "tuning needs the clip described in words, so that what is new in it is the motion",
@@ -43,23 +43,39 @@ def check_training(config: Config) -> None:
 
 
 def check_clip(config: Config, *, shortest: int = 2) -> None:
-    """The reference clip can be decoded and has at least `shortest` frames from its start on."""
+    """Every reference clip can be decoded and has at least `shortest` frames from its start on."""
     clip = config.clip
-    if not clip.path:
+    if not clip.path or not all(clip.path):
         raise UserError(
             "No clip", "the reference clip is what the motion is learned from", "Give the path of a video"
         )
-    look = max(LOOK_AHEAD, shortest)
-    # Only the number of frames counts here, so they are kept small.
-    small = read_clip(clip.path, start=clip.start, frames=clip.frames, at_most=look, height=32)
-    found = len(small.frames)
-    if found < shortest:
-        sparse = (found - 1) // 4 * 4 + 1
+    prompts, clips = len(clip.prompt), len(clip.path)
+    if prompts > 1 and prompts != clips:
         raise UserError(
-            f"{clip.path} is too short",
-            f"{found} frames from frame {clip.start} on, and sparse sampling picks {shortest} of them",
-            f"Use --sparse-frames {sparse} or a longer clip" if sparse >= 5 else "Use a longer clip",
+            f"There are {prompts} prompts and {clips} clip{'s' if clips > 1 else ''}",
+            "each describes one reference clip",
+            "Give one --prompt for all clips, or one for each in the same order",
         )
+    look = max(LOOK_AHEAD, shortest)
+    for path in clip.path:
+        # Only the number of frames counts here, so they are kept small.
+        small = read_clip(
+            path,
+            start=clip.start,
+            frames=clip.frames,
+            at_most=look,
+            height=32,
+            fps=clip.fps,
+            crop=clip.region,
+        )
+        found = len(small.frames)
+        if found < shortest:
+            sparse = (found - 1) // 4 * 4 + 1
+            raise UserError(
+                f"{path} is too short",
+                f"{found} frames from frame {clip.start} on, and sparse sampling picks {shortest} of them",
+                f"Use --sparse-frames {sparse} or a longer clip" if sparse >= 5 else "Use a longer clip",
+            )
 
 
 def check_prompts(prompts: list[str]) -> None:
@@ -78,8 +94,8 @@ def plan_generation(config: Config) -> list[Job]:
     several prompts and -s<seed> where there are several seeds: out.mp4 becomes out-0-s3.mp4.
     """
     seeds, pattern = config.generate.seeds, config.generate.output
-    prompts = config.generate.prompts or [config.clip.prompt]
-    if prompts == [""]:
+    prompts = config.generate.prompts or config.clip.prompt
+    if not prompts:
         raise UserError("No prompt", "it says what the new clip shows", 'Give --prompt "a blue cube on sand"')
     check_prompts(prompts)
     if not re.search(r"\{(prompt|index|seed)\}", pattern):

@@ -50,9 +50,11 @@ MODEL = (
     FieldOption("model.device", "--device"),
 )
 CLIP = (
-    FieldArgument("clip.path", "[CLIP]"),
+    FieldArgument("clip.path", "[CLIP]..."),
     FieldOption("clip.start", "--start"),
     FieldOption("clip.frames", "--frames"),
+    FieldOption("clip.fps", "--fps"),
+    FieldOption("clip.crop", "--crop"),
     FieldOption("clip.height", "--height"),
     FieldOption("clip.width", "--width"),
 )
@@ -82,7 +84,7 @@ cli.add_command(motionbench)
 
 @cli.command()
 @with_fields(
-    FieldOption("clip.prompt", "--prompt"),
+    FieldOption("clip.prompt", "--prompt", multiple=True),
     FieldOption("output", "-o", "--output"),
     FieldOption("preset", "--preset"),
     *CLIP,
@@ -108,7 +110,7 @@ cli.add_command(motionbench)
     "--fresh", is_flag=True, help="start over; without it the same command goes on where it stopped"
 )
 def train(dry_run: bool, plan_for: str | None, fresh: bool, **given: Any) -> None:
-    """Learn the motion of CLIP.
+    """Learn the motion of CLIP, or the one that several clips show.
 
     Writes motion.safetensors, a report and all that led to it into the run directory.
     """
@@ -182,7 +184,7 @@ def generate(**given: Any) -> None:
 @cli.command()
 @with_fields(
     *CLIP,
-    FieldOption("clip.prompt", "--prompt"),
+    FieldOption("clip.prompt", "--prompt", multiple=True),
     FieldOption("output", "-o", "--output"),
     *MODEL,
     *HEADS,

@@ -43,10 +43,10 @@ class FieldOption(click.Option):
 
 
 class FieldArgument(click.Argument):
-    """The clip, which may also stand in the configuration file."""
+    """The clips, which may also stand in the configuration file."""
 
     def __init__(self, field: str, metavar: str) -> None:
-        super().__init__([_parameter(field)], required=False, metavar=metavar)
+        super().__init__([_parameter(field)], required=False, nargs=-1, metavar=metavar)
         self.field = field
 
 

@@ -6,6 +6,7 @@ the directory the command is run in.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,11 @@ def _open_sigmas(value: list[float]) -> str | None:
     return _not_empty(value) or (None if all(0 < s < 1 for s in value) else "each must lie between 0 and 1")
 
 
+def _crop(value: str) -> str | None:
+    good = not value or re.fullmatch(r"\d{1,5}:\d{1,5}:[1-9]\d{0,4}:[1-9]\d{0,4}", value)
+    return None if good else "must be X:Y:WIDTH:HEIGHT, whole numbers such as 0:40:640:360"
+
+
 @dataclass
 class ModelConfig:
     """The video diffusion model."""
@@ -59,16 +65,39 @@ class ModelConfig:
 
 @dataclass
 class ClipConfig:
-    """The reference clip."""
+    """The reference clip, or several that show one motion."""
 
-    path: str = option("", "the reference clip: a video file, a gif or a folder of png frames")
-    prompt: str = option("", "what the reference clip shows, in words")
-    start: int = option(0, "first frame taken from the clip", low=0)
+    path: list[str] = field(
+        default_factory=list,
+        metadata=about("the reference clips of one motion: video files, gifs or folders of png frames"),
+    )
+    prompt: list[str] = field(
+        default_factory=list,
+        metadata=about("what the reference clip shows, in words; one for all clips or one for each"),
+    )
+    start: int = option(0, "first frame taken from the clip, as recorded", low=0)
     frames: int = option(
         0, "number of frames, 4k+1; 0 = the most that clip and model allow", low=0, check=_frames_4k1
     )
+    fps: float = option(
+        0.0, "frames a second taken from the clip, in its own time; 0 = as recorded", low=0, high=1000
+    )
+    crop: str = option(
+        "", "part of the upright picture that is used, X:Y:WIDTH:HEIGHT in pixels; empty = all", check=_crop
+    )
     height: int = option(0, "height in pixels after resize and centre crop; 0 = the model's", low=0)
     width: int = option(0, "width in pixels after resize and centre crop; 0 = the model's", low=0)
+
+    @property
+    def captions(self) -> list[str]:
+        """One for each clip."""
+        return self.prompt if len(self.prompt) > 1 else (self.prompt or [""]) * len(self.path)
+
+    @property
+    def region(self) -> tuple[int, int, int, int] | None:
+        """crop as x, y, width, height; None = all."""
+        left, top, width, height = map(int, self.crop.split(":")) if self.crop else (0, 0, 0, 0)
+        return (left, top, width, height) if self.crop else None
 
 
 @dataclass

@@ -121,10 +121,10 @@ def _counts(phase: Phase, where: Target) -> bool:
     return where.host or phase.name != "text" or phase.peak + where.used <= where.memory
 
 
-def fitting(family: PipelineFamily, config: Config, clip: Clip, gpu: str) -> list[Table]:
+def fitting(family: PipelineFamily, config: Config, clips: Sequence[Clip], gpu: str) -> list[Table]:
     """What the run would take as configured, what fits, and how to ask for it."""
     where = target(gpu, config.model.device)
-    frames, height, width, _ = clip.frames.shape
+    frames, height, width = max(tuple(clip.frames.shape[:3]) for clip in clips)
     found = ways(family, config, (frames, height, width), where)
     return tables(found, config, where)
 

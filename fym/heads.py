@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,6 +181,22 @@ def classify(
     each = [judge(t / np.maximum(s, 1e-30), *rule) for s, t in masses]
     flips = sum((kind != rule_map.kind).astype(np.int64) for kind in each)
     return dataclasses.replace(head_map, flips=flips)
+
+
+def mean_map(maps: Sequence[HeadMap]) -> HeadMap:
+    """The head map of several clips of one motion: the mean of their masses, judged by their common rule."""
+    spatial, temporal = (
+        np.mean([getattr(one, name) for one in maps], axis=0) for name in ("spatial_mass", "temporal_mass")
+    )
+    mean = dataclasses.replace(maps[0], spatial_mass=spatial, temporal_mass=temporal)
+    judged = judge(mean.rho, mean.rule, mean.threshold, mean.topk)
+    # A pass put a head on one of two sides: its clip's own, or, where it counts as a flip, the other.
+    own = [judge(one.rho, one.rule, one.threshold, one.topk) for one in maps]
+    passes = mean.seeds * len(mean.sigmas)
+    flips = [
+        np.where(kind == judged, one.flips, passes - one.flips) for kind, one in zip(own, maps, strict=True)
+    ]
+    return dataclasses.replace(mean, flips=np.sum(flips, axis=0))
 
 
 def query_rows(grid: tuple[int, int, int], rows: int, generator: torch.Generator) -> Tensor | None:

@@ -5,7 +5,9 @@ F pixel frames, F' latent frames, C,h,w latent channels and size. Everything enc
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -23,23 +25,28 @@ PALETTES = 16  # recoloured copies of a clip
 RANDOM_PICKING = ("phase", "groups")
 
 
-def read_reference(config: ClipConfig, family: Family) -> Clip:
-    """The reference clip at the model's size (or the configured one), cut to 4k+1 frames.
+def read_references(config: ClipConfig, family: Family) -> list[Clip]:
+    """The reference clips at the model's size (or the configured one), cut to 4k+1 frames.
 
     Raises UserError for all that read_clip refuses and for a size that does not fit the model.
     """
     height, width = config.height or family.default_height, config.width or family.default_width
     family.check_size(height, width)
-    clip = read_clip(
-        config.path,
-        start=config.start,
-        frames=config.frames,
-        at_most=family.default_frames,
-        height=height,
-        width=width,
-    )
-    whole = (len(clip.frames) - 1) // COMPRESSION * COMPRESSION + 1
-    return Clip(clip.frames[:whole], clip.fps, clip.path, clip.sha256, clip.notes)
+    clips = []
+    for path in config.path:
+        clip = read_clip(
+            path,
+            start=config.start,
+            frames=config.frames,
+            at_most=family.default_frames,
+            height=height,
+            width=width,
+            fps=config.fps,
+            crop=config.region,
+        )
+        whole = (len(clip.frames) - 1) // COMPRESSION * COMPRESSION + 1
+        clips.append(replace(clip, frames=clip.frames[:whole]))
+    return clips
 
 
 def recolour(frames: Tensor, palette: int) -> Tensor:
@@ -68,13 +75,12 @@ class Material:
     """Latents and embeddings of one clip for one model, made on first use. writes: whether into the cache."""
 
     def __init__(
-        self, family: Family, clip: Clip, config: ClipConfig, cache_dir: Path, *, writes: bool = True
+        self, family: Family, clip: Clip, caption: str, cache_dir: Path, *, writes: bool = True
     ) -> None:
-        self.family, self.clip, self.caption, self.cache_dir = family, clip, config.prompt, cache_dir
+        self.family, self.clip, self.caption, self.cache_dir = family, clip, caption, cache_dir
         self._writes = writes
         self._key = {
-            "clip": clip.sha256,
-            "start": config.start,
+            "frames": hashlib.sha256(clip.frames.contiguous().numpy().data).hexdigest(),
             "size": list(clip.frames.shape),
             "encoders": family.encoder_hash,
         }

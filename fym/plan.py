@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ Table = tuple[str, list[tuple[str, str]]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be tuned on what. tokens: of one forward pass; P tokens per latent frame."""
+    """What will be tuned on what. tokens: of one forward pass, in full of the longest clip."""
 
     config: Config
     run_dir: Path
@@ -30,14 +31,14 @@ class Plan:
     head_dim: int
     dtype: str
     device: str
-    clip: Clip
+    clips: Sequence[Clip]
     tokens_frame: int
     tokens_sparse: int
     tokens_full: int
 
     @classmethod
-    def of(cls, config: Config, run_dir: Path, family: Family, clip: Clip) -> Plan:
-        frames, height, width, _ = clip.frames.shape
+    def of(cls, config: Config, run_dir: Path, family: Family, clips: Sequence[Clip]) -> Plan:
+        frames, height, width = max(tuple(clip.frames.shape[:3]) for clip in clips)
         return cls(
             config,
             run_dir,
@@ -48,7 +49,7 @@ class Plan:
             family.head_dim,
             str(family.dtype).removeprefix("torch."),
             str(family.device),
-            clip,
+            clips,
             family.tokens(1, height, width),
             family.tokens(config.temporal.sparse_frames, height, width),
             family.tokens(frames, height, width),
@@ -56,7 +57,6 @@ class Plan:
 
     def tables(self) -> list[Table]:
         """(title, rows) for the console."""
-        frames, height, width, _ = self.clip.frames.shape
         config = self.config
         sparse = config.temporal.sparse_frames
         model = [
@@ -66,9 +66,7 @@ class Plan:
             ("runs in", f"{self.dtype} on {self.device}"),
         ]
         clip = [
-            ("clip", self.clip.path),
-            ("frames", f"{frames} at {self.clip.fps:g} fps, {width}x{height}"),
-            *[("note", note) for note in self.clip.notes],
+            *[row for clip in self.clips for row in _clip_rows(clip)],
             ("tokens", f"{self.tokens_full:,} whole, {self.tokens_sparse:,} sparse ({sparse} frames)"),
         ]
         return [
@@ -102,6 +100,15 @@ class Plan:
         for choice in fym_kernels.explain(torch.device(self.device).type, (dtype,)):
             by_backend.setdefault(f"{choice.backend} ({choice.reason})", []).append(choice.op)
         return "; ".join(f"{backend}: {', '.join(ops)}" for backend, ops in by_backend.items())
+
+
+def _clip_rows(clip: Clip) -> list[tuple[str, str]]:
+    frames, height, width, _ = clip.frames.shape
+    return [
+        ("clip", clip.path),
+        ("frames", f"{frames} at {clip.fps:g} fps, {width}x{height}"),
+        *[("note", note) for note in clip.notes],
+    ]
 
 
 def heads_table(head_map: HeadMap, spatial: HeadLora, temporal: HeadLora) -> Table:

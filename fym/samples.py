@@ -17,9 +17,9 @@ from fym.video import write_clip
 class Samples:
     """samples/ of a run: one clip per prompt, seed and step, listed in samples.json."""
 
-    def __init__(self, run_dir: Path, config: GenerateConfig, caption: str) -> None:
+    def __init__(self, run_dir: Path, config: GenerateConfig, captions: list[str]) -> None:
         self.folder, self.config = run_dir / "samples", config
-        self.prompts = config.prompts or [caption]
+        self.prompts = config.prompts or list(dict.fromkeys(captions))
         self._list = self.folder / "samples.json"
 
     def encode(self, family: Family) -> None:

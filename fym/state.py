@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,13 +71,13 @@ class TuningState:
 
 
 def begin(
-    config: Config, run_dir: Path, family: Family, clip: Clip, head_map: HeadMap
+    config: Config, run_dir: Path, family: Family, clips: Sequence[Clip], head_map: HeadMap
 ) -> tuple[TuningState, bool]:
     """The state of the last checkpoint (and True), or a new one.
 
-    Raises UserError if no head is temporal, or model or clip are not those of the checkpoint.
+    Raises UserError if no head is temporal, or model or clips are not those of the checkpoint.
     """
-    identity = {"model": family.model_hash, "clip": clip.sha256}
+    identity = {"model": family.model_hash, "clip": " ".join(clip.sha256 for clip in clips)}
     state = TuningState(torch.Generator().manual_seed(config.tune.seed), identity)
     layers = range(family.num_layers)
     for name, settings, heads in (

@@ -1,5 +1,7 @@
 """The whole tuning: classify the heads, tune the spatial ones, then the temporal ones, hand over the motion.
 
+Of several references of one motion each step takes one, drawn at random; the heads are judged by the mean.
+
 Running it again on the same run directory goes on where it stopped; every random number comes from one
 generator seeded by tune.seed, whose state is part of each checkpoint. Under torchrun several processes do
 the steps together; the first one does the rest, and alone writes.
@@ -8,33 +10,32 @@ the steps together; the first one does the rest, and alone writes.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fym.checkpoint import load_checkpoint, save_checkpoint
 from fym.checks import run_directory
-from fym.config import Config, TemporalConfig, to_toml
+from fym.config import Config, to_toml
 from fym.console import Console
+from fym.draws import clip_draw, frame_draw, one_of
 from fym.estimate import estimate, estimate_table
 from fym.families import Family, load_family
 from fym.families.loading import default_dtype
 from fym.families.skeleton import skeleton
 from fym.files import check_writable, write_file
 from fym.fit import fitting
-from fym.heads import HeadMap, classify
-from fym.material import Material, SparseClip, encodes_later, read_reference
+from fym.heads import HeadMap, classify, mean_map
+from fym.material import Material, SparseClip, encodes_later, read_references
 from fym.motion_file import MotionFile, load_motion_file, save_motion_file
 from fym.plan import Plan, Table, heads_table
-from fym.positions import whole_clips
 from fym.ranks import Ranks, check_shares, launched
 from fym.runlog import STAGES, StepLog, Timings
 from fym.samples import Samples
-from fym.stage import Draw, Sample, Stage, run_stage
+from fym.stage import Stage, run_stage
 from fym.state import TuningState, begin, check_same_run
 from fym.video import Clip, write_clip
 
@@ -55,9 +56,9 @@ def plan(config: Config, gpu: str = "") -> list[Table]:
     Reads the clip and the model's configuration, no weights; writes nothing."""
     dtype = config.model.dtype if config.model.dtype != "auto" else "bfloat16" if gpu else ""
     family = skeleton(config.model.path, dtype or default_dtype(config.model.device))
-    clip = read_reference(config.clip, family)
-    tables = Plan.of(config, run_directory(config), family, clip).tables()
-    return [*tables, *fitting(family, config, clip, gpu)]
+    clips = read_references(config.clip, family)
+    tables = Plan.of(config, run_directory(config), family, clips).tables()
+    return [*tables, *fitting(family, config, clips, gpu)]
 
 
 def train(config: Config, run_dir: Path, *, console: Console, family: Family | None = None) -> TrainResult:
@@ -74,20 +75,20 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
         write_file(run_dir / "config.toml", to_toml(config))
     family = family or _load(config)
     family.recompute = config.tune.recompute
-    clip = read_reference(config.clip, family)
-    for title, rows in Plan.of(config, run_dir, family, clip).tables():
+    clips = read_references(config.clip, family)
+    for title, rows in Plan.of(config, run_dir, family, clips).tables():
         console.table(title, rows)
     timings = Timings(run_dir / "timings.json", family.device, writes=ranks.first)
-    material = Material(family, clip, config.clip, run_dir / "cache", writes=ranks.first)
+    materials = _materials(config, family, clips, run_dir, writes=ranks.first)
     samples = Samples(run_dir, config.generate, config.clip.prompt)
     with ranks.first_ahead():
-        sparse = _prepare(material, config, run_dir, timings)
+        sparse = _prepare(materials, config, run_dir, timings)
         if ranks.first:
             samples.encode(family)
         family.free_encoders(keep_vae=encodes_later(config.temporal))
-        head_map = _classified(config, run_dir, family, material, timings, console, ranks)
+        head_map = _classified(config, run_dir, family, materials, timings, console, ranks)
 
-    state, resumed = begin(config, run_dir, family, clip, head_map)
+    state, resumed = begin(config, run_dir, family, clips, head_map)
     ranks.wait()  # before the first one writes further checkpoints
     spatial, temporal = state.adapters["spatial"], state.adapters["temporal"]
     title, rows = heads_table(head_map, spatial, temporal)
@@ -96,13 +97,13 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
         console.info(f"{family.model_id} takes adapters on {', '.join(spatial.targets)} only")
     if resumed:
         console.info(f"going on after step {state.step} of the {state.stage} stage")
-    stages = [_stage(name, config, material, sparse) for name in STAGES[STAGES.index(state.stage) :]]
+    stages = [_stage(name, config, sparse) for name in STAGES[STAGES.index(state.stage) :]]
     with timings.measure("estimate"):
         found = [estimate(family, stage, state, config, ranks) for stage in stages]
     if any(found):
         title, rows = estimate_table([made for made in found if made])
         console.table(title, rows)
-    about = _about(config, family, clip, sparse)
+    about = _about(config, family, sparse)
     log = StepLog(run_dir / "train.jsonl", state.stage, state.step) if ranks.first else None
     try:
         if state.stage == "spatial":
@@ -130,7 +131,7 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
     if ranks.first:
         from fym.report import write_report
 
-        about["norm_leak"] = _leak(family, state, sparse, material.text)
+        about["norm_leak"] = _leak(family, state, sparse[0])
         leak = f"{about['norm_leak']:.2%}"
         console.info(f"the heads without an adapter change by {leak} through the common norm")
         save_motion_file(motion_path, temporal, spatial, about)
@@ -144,9 +145,9 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
 def classify_clip(config: Config, run_dir: Path, *, console: Console) -> HeadMap:
     """Stage 1 alone: heads.json and heads.png in `run_dir`."""
     family = _load(config)
-    material = Material(family, read_reference(config.clip, family), config.clip, run_dir / "cache")
+    materials = _materials(config, family, read_references(config.clip, family), run_dir)
     timings = Timings(run_dir / "timings.json", family.device)
-    return _classify(config, run_dir, family, material, timings, console)
+    return _classify(config, run_dir, family, materials, timings, console)
 
 
 def _load(config: Config) -> Family:
@@ -157,17 +158,28 @@ def _load(config: Config) -> Family:
     return family
 
 
-def _prepare(material: Material, config: Config, run_dir: Path, timings: Timings) -> SparseClip:
-    """Encodes everything once and puts the clip, as the model sees it, beside the results."""
+def _materials(
+    config: Config, family: Family, clips: Sequence[Clip], run_dir: Path, *, writes: bool = True
+) -> list[Material]:
+    described, cache = zip(clips, config.clip.captions, strict=True), run_dir / "cache"
+    return [Material(family, clip, caption, cache, writes=writes) for clip, caption in described]
+
+
+def _prepare(
+    materials: Sequence[Material], config: Config, run_dir: Path, timings: Timings
+) -> list[SparseClip]:
+    """Encodes everything once and puts the first clip, as the model sees it, beside the results."""
+    sparse = []
     with timings.measure("cache"):
-        _ = material.text
-        if config.temporal.recolour:
-            _ = material.no_text
-        sparse = SparseClip(material, config.temporal)
-        _ = material.latents, material.frame_latents
+        for material in materials:
+            _ = material.text
+            if config.temporal.recolour:
+                _ = material.no_text
+            sparse.append(SparseClip(material, config.temporal))
+            _ = material.latents, material.frame_latents
     reference = run_dir / "reference.mp4"
     if not reference.exists():
-        write_clip(reference, material.clip.frames, material.clip.fps)
+        write_clip(reference, materials[0].clip.frames, materials[0].clip.fps)
     return sparse
 
 
@@ -175,7 +187,7 @@ def _classified(
     config: Config,
     run_dir: Path,
     family: Family,
-    material: Material,
+    materials: Sequence[Material],
     timings: Timings,
     console: Console,
     ranks: Ranks,
@@ -184,25 +196,34 @@ def _classified(
     path = run_dir / "heads.json"
     if not ranks.first or (path.exists() and load_checkpoint(run_dir / "checkpoints") is not None):
         return HeadMap.load(path)
-    return _classify(config, run_dir, family, material, timings, console)
+    return _classify(config, run_dir, family, materials, timings, console)
 
 
 def _classify(
-    config: Config, run_dir: Path, family: Family, material: Material, timings: Timings, console: Console
+    config: Config,
+    run_dir: Path,
+    family: Family,
+    materials: Sequence[Material],
+    timings: Timings,
+    console: Console,
 ) -> HeadMap:
     from fym.report import plots
 
     passes = config.heads.seeds * len(config.heads.sigmas)
     with timings.measure("classify"):
-        console.start_stage("classify", passes)
-        head_map = classify(
-            family,
-            material.latents,
-            material.text,
-            config.heads,
-            seed=config.tune.seed,
-            progress=lambda done: console.step("classify", done, {}),
-        )
+        console.start_stage("classify", passes * len(materials))
+        maps: list[HeadMap] = []
+        for material in materials:
+            found = classify(
+                family,
+                material.latents,
+                material.text,
+                config.heads,
+                seed=config.tune.seed,
+                progress=lambda done: console.step("classify", len(maps) * passes + done, {}),
+            )
+            maps.append(found)
+        head_map = mean_map(maps) if len(maps) > 1 else maps[0]
         console.end_stage()
     head_map.save(run_dir / "heads.json")
     plots.save(plots.head_map(head_map), run_dir / "heads.png")
@@ -240,11 +261,12 @@ def _tune(
         figures["seconds_per_step"] = statistics.median(seconds[1:] or seconds)
 
 
-def _stage(name: str, config: Config, material: Material, sparse: SparseClip) -> Stage:
+def _stage(name: str, config: Config, sparse: Sequence[SparseClip]) -> Stage:
     if name == "spatial":
-        return Stage(name, config.spatial, config.tune, _frame_draw(material))
+        draw = one_of([frame_draw(clip.material) for clip in sparse])
+        return Stage(name, config.spatial, config.tune, draw)
     settings = config.temporal
-    draw = _clip_draw(sparse, settings)
+    draw = one_of([clip_draw(clip, settings) for clip in sparse])
     return Stage(
         name,
         settings,
@@ -257,51 +279,27 @@ def _stage(name: str, config: Config, material: Material, sparse: SparseClip) ->
     )
 
 
-def _frame_draw(material: Material) -> Draw:
-    def draw(generator: torch.Generator, batch: int, step: int) -> Sample:
-        index = torch.randint(material.num_frames, (batch,), generator=generator)
-        latents = material.frame_latents[index.to(material.frame_latents.device)]
-        return Sample(latents, None, material.text, ("spatial",))
-
-    return draw
-
-
-def _clip_draw(sparse: SparseClip, settings: TemporalConfig) -> Draw:
-    """The clip with its caption and its look's adapter: picked frames, in the last `whole_steps` all of them.
-
-    In a share `recolour` of the steps before, recoloured copies with neither caption nor adapter, so that
-    nothing ties the motion to the look.
-    """
-    material, both = sparse.material, ("spatial", "temporal")
-
-    def draw(generator: torch.Generator, batch: int, step: int) -> Sample:
-        if step > settings.steps - settings.whole_steps:
-            whole = material.latents
-            clips = whole_clips(batch, settings.sparse_frames, whole.shape[1])
-            return Sample(whole.expand(clips, -1, -1, -1, -1), None, material.text, both)
-        if settings.recolour and torch.rand((), generator=generator) < settings.recolour:
-            latents, positions = sparse.draw_recoloured(generator, batch)
-            return Sample(latents, positions, material.no_text, ("temporal",))
-        latents, positions = sparse.draw(generator)
-        return Sample(latents.expand(batch, -1, -1, -1, -1), positions, material.text, both)
-
-    return draw
-
-
-def _about(config: Config, family: Family, clip: Clip, sparse: SparseClip) -> dict[str, Any]:
+def _about(config: Config, family: Family, sparse: Sequence[SparseClip]) -> dict[str, Any]:
     """What the motion file says about itself."""
-    frames, height, width, _ = clip.frames.shape
+    materials = [clip.material for clip in sparse]
     return {
         "model_id": family.model_id,
         "model_hash": family.model_hash,
         "family": family.name,
         "layer_groups": list(family.layer_groups),
-        "caption": config.clip.prompt,
-        "clip_sha256": clip.sha256,
-        "clip_start": config.clip.start,
-        "clip_size": [frames, height, width],
-        "clip_fps": clip.fps,
-        "frames": sparse.frame_index,
+        "caption": "; ".join(dict.fromkeys(config.clip.prompt)),
+        "references": [
+            {
+                "caption": material.caption,
+                "sha256": material.clip.sha256,
+                "start": config.clip.start,
+                "crop": config.clip.crop,
+                "size": list(material.clip.frames.shape[:3]),
+                "fps": material.clip.fps,
+            }
+            for material in materials
+        ],
+        "frames": sparse[0].frame_index,
         "positions": config.temporal.positions,
         "latents": config.temporal.latents,
         "lowest_noise": config.temporal.lowest_noise,
@@ -310,7 +308,7 @@ def _about(config: Config, family: Family, clip: Clip, sparse: SparseClip) -> di
     }
 
 
-def _leak(family: Family, state: TuningState, sparse: SparseClip, text: Tensor) -> float:
+def _leak(family: Family, state: TuningState, sparse: SparseClip) -> float:
     """Largest relative change, over layers, of queries and keys of heads that the temporal adapter leaves.
 
     Measured in the middle of the trained noise levels. 0 for families that normalise each head by itself.
@@ -321,5 +319,6 @@ def _leak(family: Family, state: TuningState, sparse: SparseClip, text: Tensor) 
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     noisy = family.schedule.add_noise(latents[None], noise[None], sigma)
     adapters = [(state.adapters["temporal"], 1.0)]
-    leaks = family.norm_leak(adapters, noisy, family.schedule.timestep(sigma), text)
+    text, timestep = sparse.material.text, family.schedule.timestep(sigma)
+    leaks = family.norm_leak(adapters, noisy, timestep, text)
     return max(max(pair) for pair in leaks)

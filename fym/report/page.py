@@ -107,7 +107,8 @@ def _article(gallery: Gallery) -> str:
         ("Time and memory", sections.costs(run)),
         ("How to reproduce", sections.reproduce(run)),
     ]
-    caption = run.setting("clip.prompt")
+    given = run.setting("clip.prompt") or ""
+    caption = given if isinstance(given, str) else "” / “".join(given)
     said = f"The reference shows: “{escape(caption)}”" if caption else "The reference has no caption."
     notes = "".join(f'<p class="warning">{escape(note)}</p>' for note in [*run.notes, *gallery.notes])
     body = "".join(f"<section><h2>{name}</h2>{content}</section>\n" for name, content in parts)

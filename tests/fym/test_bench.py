@@ -11,7 +11,7 @@ from fym.bench.targets import GROUPS, Options
 from fym.cli import main
 from fym.config import load_config
 from fym.families import load_family
-from fym.material import Material, read_reference
+from fym.material import Material, read_references
 from fym.video import write_clip
 
 BENCH = ("bench", "--stock-malloc")  # the tests after this one share the process
@@ -145,8 +145,8 @@ def test_naive_two_stage_tuning_learns_the_look_and_then_the_motion(
         settings = {"clip.path": str(tmp_path / "clip.mp4"), "clip.prompt": "a square", "spatial.steps": 2}
         config = load_config(None, settings | {"temporal.steps": steps, "temporal.sparse_frames": 9})
         family = load_family(str(tiny_wan()), dtype="float32")
-        clip = read_reference(config.clip, family)
-        material = Material(family, clip, config.clip, tmp_path / "cache")
+        [clip] = read_references(config.clip, family)
+        material = Material(family, clip, "a square", tmp_path / "cache")
         assert len(two_stage.tune(family, config, material, **options)) == 2 + steps
         return {name: p.detach().clone() for name, p in family.transformer.named_parameters()}
 

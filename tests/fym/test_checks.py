@@ -19,7 +19,7 @@ def inside(tmp_path, monkeypatch):
 
 def test_run_directory():
     config = default_config()
-    config.clip.path = "some/where/clip.v2.mp4"
+    config.clip.path = ["some/where/clip.v2.mp4"]
     assert run_directory(config) == Path("runs/clip.v2")
     config.output = "elsewhere"
     assert run_directory(config) == Path("elsewhere")
@@ -62,6 +62,6 @@ class TestGeneratePlan:
 
     def test_prompt_of_the_configuration_serves(self, tmp_path):
         config = default_config()
-        config.clip.prompt = "a ball"
+        config.clip.prompt = ["a ball"]
         Path("c.toml").write_text(to_toml(config))
         assert [job.prompt for job in plan_generation(load_config("c.toml"))] == ["a ball"]

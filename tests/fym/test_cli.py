@@ -110,8 +110,8 @@ class TestOptions:
         arguments += ["--sample-prompt", "a", "--sample-prompt", "b, c"]
         assert cli.main(arguments) == 0
         config, run_dir = seen[0]
-        assert run_dir == Path("out/run") and config.clip.path == clip
-        assert config.clip.prompt == '"quoted" = [text]' and config.generate.prompts == ["a", "b, c"]
+        assert run_dir == Path("out/run") and config.clip.path == [clip]
+        assert config.clip.prompt == ['"quoted" = [text]'] and config.generate.prompts == ["a", "b, c"]
         assert (config.temporal.rank, config.temporal.steps, config.temporal.sparse_frames) == (4, 7, 9)
         assert config.temporal.debias is True and config.preset == "tiny"
 
@@ -178,16 +178,15 @@ class TestBadInput:
         assert "not written as .avi" in refused(capsys, "generate", "--prompt", "a", "-o", "a.avi")
         assert "cannot be written" in refused(capsys, "classify", clip, "-o", "file/run")
 
-    def test_variable_frame_rate_of_a_real_gif(self, capsys):
-        from PIL import Image
+    def test_a_crop_outside_and_one_that_is_none(self, clip, capsys):
+        assert "is not inside" in refused(capsys, "train", clip, "--prompt", "a", "--crop", "0:0:999:9")
+        assert "X:Y:WIDTH:HEIGHT" in refused(capsys, "train", clip, "--prompt", "a", "--crop", "9x9")
 
-        pictures = [Image.new("L", (16, 16), 20 * i) for i in range(8)]
-        pictures[0].save(
-            "a.gif", save_all=True, append_images=pictures[1:], duration=[40, 40, 40, 40, 200, 40, 40, 40]
-        )
-        assert "variable frame rate" in refused(
-            capsys, "train", "a.gif", "--prompt", "a", "--set", "temporal.sparse_frames=5"
-        )
+    def test_prompts_that_do_not_match_the_clips(self, clip, capsys):
+        text = refused(capsys, "train", clip, clip, clip, "--prompt", "a", "--prompt", "b")
+        assert "2 prompts and 3 clips" in text
+        assert "2 prompts and 1 clip:" in refused(capsys, "classify", clip, "--prompt", "a", "--prompt", "b")
+        assert "prompt is empty" in refused(capsys, "train", clip, clip, "--prompt", "a", "--prompt", "")
 
     def test_fresh_keeps_the_old_run_when_refused(self, capsys):
         Path("runs/a/checkpoints").mkdir(parents=True)
@@ -197,6 +196,17 @@ class TestBadInput:
 
 
 class TestTrain:
+    def test_a_real_gif_of_a_variable_frame_rate_is_accepted(self, monkeypatch):
+        from PIL import Image
+
+        seen = []
+        monkeypatch.setattr("fym.tune.train", lambda config, run_dir, *, console: seen.append(run_dir))
+        pictures = [Image.new("L", (16, 16), 20 * i) for i in range(8)]
+        times = [40, 40, 40, 40, 200, 40, 40, 40]
+        pictures[0].save("a.gif", save_all=True, append_images=pictures[1:], duration=times)
+        assert cli.main(["train", "a.gif", "--prompt", "a", "--set", "temporal.sparse_frames=9"]) == 0
+        assert seen == [Path("runs/a")]
+
     def test_odd_size_is_accepted(self, monkeypatch):
         seen = []
         monkeypatch.setattr("fym.tune.train", lambda config, run_dir, *, console: seen.append(run_dir))

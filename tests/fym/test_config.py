@@ -70,7 +70,7 @@ class TestPrecedence:
             None, ["tune.seed=3", "generate.prompts=['a b', \"c\"]", "clip.prompt=a red ball = good"]
         )
         assert config.tune.seed == 3 and config.generate.prompts == ["a b", "c"]
-        assert config.clip.prompt == "a red ball = good"
+        assert config.clip.prompt == ["a red ball = good"]
 
     def test_text_becomes_the_type_of_the_field(self):
         config = load_config(
@@ -199,7 +199,7 @@ class TestToml:
     )
     def test_any_text_survives(self, tmp_path_factory, prompt, seeds, scale) -> None:
         config = default_config()
-        config.clip.prompt, config.generate.seeds, config.generate.temporal_scale = prompt, seeds, scale
+        config.clip.prompt, config.generate.seeds, config.generate.temporal_scale = [prompt], seeds, scale
         file: Path = tmp_path_factory.getbasetemp() / "any.toml"
         file.write_bytes(to_toml(config).encode())
         assert load_config(file) == config

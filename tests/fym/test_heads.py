@@ -11,7 +11,7 @@ import fym_kernels
 from fym.config import HeadsConfig
 from fym.errors import UserError
 from fym.flow import FlowMatching
-from fym.heads import HeadMap, classify, judge, query_rows
+from fym.heads import HeadMap, classify, judge, mean_map, query_rows
 
 GRID = (4, 2, 3)  # frames, rows, columns
 
@@ -97,6 +97,24 @@ def test_flips_count_the_passes_that_disagree(tiny_family, moving_square):
     again = classify(tiny_family, latents, text, config, seed=0)
     assert np.array_equal(found.rho, again.rho) and np.array_equal(found.flips, again.flips)
     assert not np.array_equal(found.rho, classify(tiny_family, latents, text, config, seed=1).rho)
+
+
+@pytest.mark.parametrize("rule", ["mass", "cosine", "topk"])
+def test_several_clips_are_judged_by_their_mean_mass(tiny_family, moving_square, rule):
+    """Of three clips one is longer; flips are those of all passes against the common map."""
+    config = HeadsConfig(rule=rule, threshold=1.0, topk=3, seeds=2, sigmas=[0.9998, 0.7])
+    clips = [moving_square, moving_square.flip(2), moving_square[:9] // 2]
+    text = tiny_family.encode_prompts(["a square"])
+    latents = [tiny_family.encode_video(clip) for clip in clips]
+    maps = [classify(tiny_family, one, text, config, seed=seed) for seed, one in enumerate(latents)]
+    found = mean_map(maps)
+    assert np.allclose(found.spatial_mass, sum(one.spatial_mass for one in maps) / 3, rtol=1e-12)
+    assert np.allclose(found.temporal_mass, sum(one.temporal_mass for one in maps) / 3, rtol=1e-12)
+    assert np.array_equal(mean_map(maps[:1]).flips, maps[0].flips)
+    sides = np.zeros(found.kind.shape, int)  # passes on the temporal side, as each map tells them
+    for one in maps:
+        sides += np.where(one.kind == 1, 4 - one.flips, one.flips)
+    assert np.array_equal(found.flips, np.where(found.kind == 1, 12 - sides, sides))
 
 
 def test_sampled_rows_are_an_unbiased_estimate():

@@ -1,11 +1,13 @@
 """What tuning works on: the clip at the model's size, its latents, cached, and the sparsely picked frames."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fym.config import ClipConfig, TemporalConfig
 from fym.errors import UserError
-from fym.material import PALETTES, Material, SparseClip, read_reference, recolour
+from fym.material import PALETTES, Material, SparseClip, read_references, recolour
 from fym.video import write_clip
 
 
@@ -18,17 +20,17 @@ def clip_path(tmp_path_factory, moving_square):
 
 @pytest.fixture
 def material(tmp_path, clip_path, tiny_family):
-    config = ClipConfig(path=str(clip_path), prompt="a square")
-    return Material(tiny_family, read_reference(config, tiny_family), config, tmp_path / "cache")
+    [clip] = read_references(ClipConfig(path=[str(clip_path)]), tiny_family)
+    return Material(tiny_family, clip, "a square", tmp_path / "cache")
 
 
 def test_the_clip_is_cut_to_whole_latent_frames_and_sized_for_the_model(tmp_path, tiny_family):
     path = tmp_path / "odd.mp4"
     write_clip(path, torch.randint(0, 255, (16, 70, 90, 3), dtype=torch.uint8), 8)
-    clip = read_reference(ClipConfig(path=str(path)), tiny_family)
+    [clip] = read_references(ClipConfig(path=[str(path)]), tiny_family)
     assert clip.frames.shape == (13, 32, 48, 3)
     with pytest.raises(UserError, match="multiple of 16"):
-        read_reference(ClipConfig(path=str(path), height=40), tiny_family)
+        read_references(ClipConfig(path=[str(path)], height=40), tiny_family)
 
 
 def test_shapes(material):
@@ -44,20 +46,21 @@ def test_every_frame_is_encoded_alone(material, tiny_family):
 
 def test_the_second_time_nothing_is_encoded(material, tiny_family, monkeypatch):
     first = material.latents, material.frame_latents, material.text, material.encoded(torch.arange(9), 0)
-    again = Material(tiny_family, material.clip, ClipConfig(prompt="a square"), material.cache_dir)
+    again = Material(tiny_family, material.clip, "a square", material.cache_dir)
     monkeypatch.setattr(tiny_family, "encode_video", None)
     monkeypatch.setattr(tiny_family, "encode_prompts", None)
     second = again.latents, again.frame_latents, again.text, again.encoded(torch.arange(9), 0)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("change", [{"prompt": "a circle"}, {"start": 1}])
-def test_another_prompt_or_part_of_the_clip_is_not_mistaken_for_it(material, tiny_family, change):
+@pytest.mark.parametrize("change", ["prompt", "pixel"])
+def test_another_prompt_or_picture_is_not_mistaken_for_it(material, tiny_family, change):
     """The cache is keyed by all the result depends on."""
     _ = material.text, material.latents
-    other = Material(
-        tiny_family, material.clip, ClipConfig(**{"prompt": "a square", **change}), material.cache_dir
-    )
+    frames = material.clip.frames.clone()
+    frames[8, 3, 4, 0] += change == "pixel"
+    caption = "a circle" if change == "prompt" else "a square"
+    other = Material(tiny_family, replace(material.clip, frames=frames), caption, material.cache_dir)
     files = len(list(material.cache_dir.iterdir()))
     _ = other.text, other.latents
     assert len(list(material.cache_dir.iterdir())) > files

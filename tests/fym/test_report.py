@@ -77,7 +77,11 @@ def fabricate(
     (folder / "samples").mkdir(parents=True)
     config = default_config()
     config.spatial.steps, config.temporal.steps, config.temporal.picking = 100, 300, "uniform"
-    config.clip.path, config.clip.prompt, config.generate.prompts = "clips/eight.mp4", caption, list(prompts)
+    config.clip.path, config.clip.prompt, config.generate.prompts = (
+        ["clips/eight.mp4"],
+        [caption],
+        list(prompts),
+    )
     (folder / "config.toml").write_text(to_toml(config))
     heads().save(folder / "heads.json")
     (folder / "train.jsonl").write_text("\n".join(rows("spatial", 100) + rows("temporal", 300)) + "\n")

@@ -20,7 +20,7 @@ from fym.console import QuietConsole
 from fym.errors import UserError
 from fym.estimate import estimate
 from fym.families import load_family
-from fym.material import Material, SparseClip, read_reference
+from fym.material import Material, SparseClip, read_references
 from fym.motion_file import load_motion_file
 from fym.stage import rate_factor
 from fym.state import begin
@@ -318,6 +318,55 @@ def test_another_clip_under_the_same_name_is_noticed(configure, planted, tmp_pat
         run(config, tmp_path / "run")
 
 
+def test_several_references_are_drawn_from_in_both_stages(configure, planted, tmp_path, moving_square):
+    """Two looks and lengths of one motion, each with its caption; resumed bit for bit, named in the file."""
+    paths = [str(tmp_path / "a.mp4"), str(tmp_path / "b.mp4")]
+    write_clip(paths[0], moving_square, 8)
+    write_clip(paths[1], 255 - moving_square[:13], 8)
+    config = configure(clip__path=paths, clip__prompt=["a square", "a dark square"])
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "stopped", InterruptingConsole("temporal", 2))
+    run(config, tmp_path / "stopped")
+    run(config, tmp_path / "straight")
+    assert_same(tmp_path / "stopped", tmp_path / "straight")
+    about = load_motion_file(tmp_path / "straight" / "motion.safetensors").metadata
+    assert about["caption"] == "a square; a dark square"
+    assert [one["size"][0] for one in about["references"]] == [17, 13]
+    assert [one["caption"] for one in about["references"]] == config.clip.prompt
+    assert len({one["sha256"] for one in about["references"]}) == 2
+    with pytest.raises(UserError, match="another clip"):
+        run(configure(clip__path=paths[::-1], clip__prompt=config.clip.prompt), tmp_path / "stopped")
+
+    family = load_family(config.model.path, dtype="float32")
+    clips = read_references(config.clip, family)
+    materials = tune._materials(config, family, clips, tmp_path / "straight")
+    sparse = [SparseClip(material, config.temporal) for material in materials]
+    generator = torch.Generator().manual_seed(0)
+    for name in ("spatial", "temporal"):
+        draw = tune._stage(name, config, sparse).draw
+        drawn = [draw(generator, 1, 1) for _ in range(40)]
+        texts = [[torch.equal(one.text, material.text) for material in materials] for one in drawn]
+        assert all(sum(same) == 1 for same in texts) and 8 <= sum(same[0] for same in texts) <= 32
+        for sample, same in zip(drawn, texts, strict=True):
+            which = same.index(True)
+            known = materials[which].frame_latents if name == "spatial" else sparse[which].draw(generator)[:1]
+            assert any(torch.equal(sample.latents[0], one) for one in known)
+
+
+def test_one_reference_takes_no_random_number(configure, tmp_path):
+    """So its results are what they were before there could be several."""
+    config = configure()
+    family = load_family(config.model.path, dtype="float32")
+    [material] = tune._materials(config, family, read_references(config.clip, family), tmp_path)
+    sparse = [SparseClip(material, config.temporal)]
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    tune._stage("temporal", config, sparse).draw(generator, 1, 1)
+    assert torch.equal(generator.get_state(), before)
+    tune._stage("temporal", config, sparse * 2).draw(generator, 1, 1)
+    assert not torch.equal(generator.get_state(), before)
+
+
 def test_every_option_of_the_temporal_stage_trains(configure, planted, tmp_path):
     options = {
         "temporal__picking": "motion",
@@ -379,8 +428,9 @@ def test_the_last_steps_take_the_whole_clip_at_the_same_tokens(configure, plante
     """Positions 0, 1, 2, ... as at generation; samples fewer, so that a step costs the same."""
     config = configure(temporal__whole_share=2 / STEPS, temporal__batch_size=4)
     family = load_family(config.model.path, dtype="float32")
-    material = Material(family, read_reference(config.clip, family), config.clip, tmp_path / "cache")
-    stage = tune._stage("temporal", config, material, SparseClip(material, config.temporal))
+    [clip] = read_references(config.clip, family)
+    material = Material(family, clip, "a square", tmp_path / "cache")
+    stage = tune._stage("temporal", config, [SparseClip(material, config.temporal)])
     drawn = [stage.draw(torch.Generator().manual_seed(0), 4, step) for step in range(1, STEPS + 1)]
     sparse, whole = drawn[:-2], drawn[-2:]
     assert all(one.positions is not None and one.latents.shape[0] == 4 for one in sparse)
@@ -396,11 +446,11 @@ def test_the_last_steps_take_the_whole_clip_at_the_same_tokens(configure, plante
 def test_an_estimate_changes_nothing(configure, planted, tmp_path):
     config = configure(temporal__picking="phase", temporal__whole_share=0.5)
     family = load_family(config.model.path, dtype="float32")
-    clip = read_reference(config.clip, family)
-    material = Material(family, clip, config.clip, tmp_path / "cache")
-    state, _ = begin(config, tmp_path, family, clip, tune.classify(family, None, None, None, seed=0))
+    [clip] = read_references(config.clip, family)
+    material = Material(family, clip, "a square", tmp_path / "cache")
+    state, _ = begin(config, tmp_path, family, [clip], tune.classify(family, None, None, None, seed=0))
     before = {name: value.clone() for name, value in state.checkpoint().tensors.items()}
-    stage = tune._stage("temporal", config, material, SparseClip(material, config.temporal))
+    stage = tune._stage("temporal", config, [SparseClip(material, config.temporal)])
     made = estimate(family, stage, state, config)
     assert made.steps == STEPS and made.seconds_per_step > 0 and made.peak["rss_mib"] > 0
     after = state.checkpoint().tensors

@@ -170,8 +170,8 @@ def test_the_commands_are_those_of_the_command_line(runs, clip, started):
     runs.train("x", "a square", "tiny", lines)
     assert started == [(kind, ["--config", str(folder / "config.toml")]) for kind in ("classify", "train")]
     run = read_run(folder)
-    assert run.setting("temporal.steps") == 7 and run.setting("clip.prompt") == "a square"
-    assert run.setting("output") == str(folder) and run.setting("clip.path") == str(folder / "clip.mp4")
+    assert run.setting("temporal.steps") == 7 and run.setting("clip.prompt") == ["a square"]
+    assert run.setting("output") == str(folder) and run.setting("clip.path") == [str(folder / "clip.mp4")]
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "latest").write_text("")
     with pytest.raises(UserError, match="has begun already"):

@@ -29,7 +29,7 @@ from torch import Tensor
 from fym.config import ClipConfig
 from fym.errors import UserError
 from fym.families.base import AttentionControl, Family
-from fym.material import read_reference
+from fym.material import read_references
 from fym.motionbench.case import Case
 from fym.motionbench.methods.base import Method, Model, Tuned
 from fym.runlog import spent
@@ -73,7 +73,7 @@ class Guidance(Method):
         family = model.family
         with spent(family.device) as cost:
             write_clip(folder / "reference", *model.reference(case))
-            clip = read_reference(ClipConfig(path=str(folder / "reference")), family)
+            clip = read_references(ClipConfig(path=[str(folder / "reference")]), family)[0]
             shutil.rmtree(folder / "reference")
             latents = family.encode_video(clip.frames)[None]
             text = family.encode_prompts([""])

@@ -53,7 +53,7 @@ def test_baselines_have_nothing_of_the_method(model, name: str) -> None:
 
 def test_fym_is_the_preset(model) -> None:
     config = TUNED["fym"].config(model, CASE)
-    config.clip.path = config.clip.prompt = ""
+    config.clip.path = config.clip.prompt = []
     assert config == load_config(None, {"model.path": "embedded"})
 
 
