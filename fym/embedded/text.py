@@ -42,7 +42,7 @@ def _captions(count: int = 4000) -> Iterator[str]:
 
 
 def new_words() -> list[str]:
-    """Every word that captions of the second version add, in a fixed order."""
+    """Every word that captions of later versions of the world add, in a fixed order, the newest last."""
     phrases = [
         *(choice for choices in captions.SYNONYMS.values() for choice in choices),
         *captions.PLACES.values(),
@@ -52,8 +52,9 @@ def new_words() -> list[str]:
         *PHOTOS,
         *CHANGES,
         *FIGURE_MOTIONS,
-        *CAMERA_MOVES,
+        *(move for move in CAMERA_MOVES if move != "wanders"),
         "to the left and right, the camera person figure",
+        "wanders",
     ]
     words = " ".join(phrases).replace("{}", "").replace(",", "").split()
     return list(dict.fromkeys(words))

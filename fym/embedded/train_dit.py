@@ -1,12 +1,13 @@
 """Train the embedded model's diffusion transformer and write the pipeline folder.
 
     python -m fym.embedded.train_dit --out FOLDER [--clips-count 8000] [--plan mixed:3000,full:1500]
-                                     [--start FOLDER]
+                                     [--start FOLDER] [--float32]
 
 FOLDER holds `vae/` (from fym.embedded.train_vae). Latents of rendered scenes are encoded once; then the
 transformer and the text encoder learn from single frames (`frame`), from a few latent frames of a clip at
 their true time positions (`few`) and from whole clips (`full`). --start: a pipeline folder whose weights are
-trained further. Seeded and resumable: run it again.
+trained further. --float32: for CPUs without matrix units for bfloat16, where that is the faster
+way. Seeded and resumable: run it again.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def build_transformer() -> WanTransformer3DModel:
 
 
 class MatmulAttention:
-    """Wan's attention by plain matrix products: several times faster than SDPA on a CPU at this size."""
+    """Wan's attention by plain matrix products: in bfloat16 several times faster than SDPA on a CPU at this
+    size; in float32 SDPA is faster."""
 
     _attention_backend = None
     _parallel_config = None
@@ -166,7 +168,14 @@ def learning_rate(step: int, total: int) -> float:
     return min(1.0, (step + 1) / 100, (total - step) / (0.25 * total))
 
 
-def loss_of(modules: nn.ModuleDict, data: dict[str, Tensor], mode: str, seed: tuple[int, ...]) -> Tensor:
+def loss_of(
+    modules: nn.ModuleDict,
+    data: dict[str, Tensor],
+    mode: str,
+    seed: tuple[int, ...],
+    *,
+    half: bool = True,
+) -> Tensor:
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     transformer: Any = modules["transformer"]
@@ -183,7 +192,7 @@ def loss_of(modules: nn.ModuleDict, data: dict[str, Tensor], mode: str, seed: tu
     s = sigma[:, None, None, None, None]
     length = 512 if rng.random() < 0.05 else MAX_TOKENS  # the default call of WanPipeline pads to 512
     transformer.rope.picked = torch.tensor(picked) if mode == "few" else None
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
         text = encode(modules["text_encoder"], ids, length)
         out = transformer((1 - s) * x0 + s * noise, sigma * 1000, text, return_dict=False)[0]
     return (weight * (out.float() - (noise - x0)).square()).mean() / weight.mean()
@@ -262,6 +271,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="a pipeline folder whose weights are trained further")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--float32", action="store_true")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     vae = PatchAutoencoder.from_pretrained(args.out / "vae").eval()
@@ -272,7 +282,8 @@ def main() -> None:
 
     transformer = build_transformer()
     transformer.rope = PickedRope(transformer.rope)
-    transformer.set_attn_processor(MatmulAttention())
+    if not args.float32:
+        transformer.set_attn_processor(MatmulAttention())
     modules = nn.ModuleDict({"transformer": transformer, "text_encoder": build_text_encoder(len(tokenizer))})
     if args.start:
         load_weights(modules, args.start)
@@ -293,7 +304,7 @@ def main() -> None:
     recent: dict[str, float] = {}
     for step in range(first, total):
         mode = mode_of(plan, step)
-        loss = loss_of(modules, data, mode, (args.seed, step))
+        loss = loss_of(modules, data, mode, (args.seed, step), half=not args.float32)
         for optimizer in optimizers:
             optimizer.zero_grad()
             for group in optimizer.param_groups:

@@ -15,7 +15,7 @@ from fym.motionbench.scenes import Motion, camera, human, several, single
 from fym.motionbench.scenes.looks import looks
 
 DATASET = "fym-motionbench"
-VERSION = "1"  # of cases, captions and frames: figures of two versions do not compare
+VERSION = "2"  # of cases, captions and frames: figures of two versions do not compare
 
 # On which settings may be chosen; every other synthetic case confirms them and is used for nothing else.
 DEVELOPMENT_CASES = (

@@ -35,7 +35,7 @@ def centroids(mask: torch.Tensor) -> np.ndarray:
 def test_a_mask_is_centred_on_its_track(kind: str, size: int) -> None:
     """Within a fifth of a pixel: the masks are anti-aliased over one pixel. Hidden objects are left aside."""
     checked = 0
-    for seed in range(3):
+    for seed in range(6):
         scene = draw(kind, seed)
         masks = scenes.render_with_masks(scene, size=size)[1]
         if len(masks):  # the last object is in front: all of it is visible
@@ -107,7 +107,7 @@ def test_the_camera_named_is_the_camera_used() -> None:
         camera = camera_of(np.linspace(0, 1, 49), np.random.default_rng(1))
         if move in growing:
             assert (camera.zoom[-1] > camera.zoom[0]) == growing[move]
-        elif move != "shakes":
+        elif move not in ("shakes", "wanders"):
             step = camera.centre[-1] - camera.centre[0]
             towards = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}[move.split()[-1]]
             assert step @ np.array(towards) > 10
@@ -123,7 +123,8 @@ def test_excluded_motions_are_never_sampled() -> None:
         scene = scenes.sample_scene(np.random.default_rng((3, seed)))
         assert {t.motion for t in scene.things} <= allowed
         assert not any(f" {word}" in scene.prompt for word in excluded), scene.prompt
-        assert len(scene.camera.roll) == 1 and scene.camera.roll[0] == 0
+        if np.ptp(scene.camera.roll) > 0:  # the camera wanders; it never only turns
+            assert np.ptp(scene.camera.centre, axis=0).max() > 4
         circling = sum("clockwise" in t.motion and "spinning" not in t.motion for t in scene.things)
         assert circling <= 1  # two would be an orbiting pair
         for thing in scene.things:  # who turns stays or wanders: a roll is a turn along a line
@@ -145,9 +146,9 @@ def test_unseen_motions_stay_in_sight_and_choices_are_apart_from_the_test() -> N
             assert np.linalg.norm(np.diff(scene.track, axis=0), axis=1).sum() > 25
 
 
-def test_the_kinds_come_in_their_shares_and_half_are_plain() -> None:
+def test_the_kinds_come_in_their_shares_and_most_are_plain() -> None:
     assert sum(KINDS.values()) == pytest.approx(1.0)
-    assert KINDS["plain"] >= 0.5
+    assert max(KINDS, key=KINDS.__getitem__) == "plain"
     plain = [draw("plain", seed) for seed in range(MANY)]
     assert all(len(s.things) == 1 and s.things[0].texture == "plain" for s in plain)
     assert all(s.ground.kind in ("plain", "shaded") and not s.camera.moves for s in plain)
@@ -155,6 +156,7 @@ def test_the_kinds_come_in_their_shares_and_half_are_plain() -> None:
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_captions_name_what_is_seen(kind: str) -> None:
+    unnamed = 0
     for seed in range(MANY // 3):
         scene = draw(kind, seed)
         for thing in scene.things:
@@ -163,7 +165,10 @@ def test_captions_name_what_is_seen(kind: str) -> None:
             assert (thing.texture == "plain") == (f"{thing.texture} {thing.colour}" not in scene.prompt)
         where = captions.PLACES.get(scene.background, f"{scene.background} background")
         assert where.removeprefix("on ") in scene.prompt, scene.prompt
-        assert ("the camera" in scene.prompt) == scene.camera.moves
+        assert scene.camera.moves or "the camera" not in scene.prompt
+        if kind == "camera":
+            unnamed += "the camera" not in scene.prompt
+    assert unnamed < MANY // 6  # a camera that wanders is named half of the time, another always
 
 
 def test_the_plain_grammar_is_that_of_the_first_version() -> None:
