@@ -39,7 +39,10 @@ STILL_CHANGE = 4.0  # grey levels: a patch that LK cannot follow and that change
 APPEARANCE_CHANGE = 60.0  # grey levels: a point further than this from its first colour is on something else
 
 LAG = 4  # frames between the two ends of a velocity: one latent frame of the usual 4x video autoencoders
-COMPARABLE = 0.1  # share of the reference's motion that must be seen in the other clip
+COMPARABLE = 0.1  # share of the reference's motion that must be seen in the other clip to compare paths
+# The same to compare velocities, which need few frames. Of a clip that is noise the tracker sees less than a
+# hundredth of this; of the reference under noise of 40 grey levels twice as much, with cosines above 0.9.
+FOLLOWED = 0.01
 SPEED_LAG = 2  # for path lengths: shorter, because the chord of a turn is shorter than its arc
 
 
@@ -168,7 +171,7 @@ def direction(reference: Tracks, other: Tracks) -> float:
     step in which the reference moves (faster than its dead zone) and the same start point is visible in both
     clips: the cosine of the two displacements, 0 where the other clip is still. The mean over those steps,
     each weighted by the reference's displacement, so slow jitter counts little. nan if the reference does not
-    move or the other clip's points are lost for all but a tenth of its motion (noise cannot be tracked).
+    move or the other clip's points are lost for all but a hundredth of its motion (noise cannot be tracked).
     Unlike best-match fidelity it sees a reversed zoom. Two clips of different size are compared in the
     reference's pixels. Definition: `direction` of fym's metrics.
     """
@@ -181,7 +184,7 @@ def direction(reference: Tracks, other: Tracks) -> float:
     ref_length, oth_length = np.linalg.norm(ref, axis=-1), np.linalg.norm(oth, axis=-1)
     weight = np.where(ref_seen[:, :steps] & (ref_length > reference.dead_zone), ref_length, 0.0)
     compared = np.where(oth_seen[:, :steps], weight, 0.0)
-    if compared.sum() <= COMPARABLE * weight.sum():
+    if compared.sum() <= FOLLOWED * weight.sum():
         return float("nan")
     cosine = (ref * oth).sum(-1) / np.maximum(ref_length * oth_length, 1e-9)
     cosine = np.where(oth_length > reference.dead_zone, cosine, 0.0)

@@ -11,7 +11,7 @@ from fym.tracks import direction
 
 METRIC = Metric(
     name="direction",
-    version=1,
+    version=2,
     definition="cosine of the velocities of points with the same start",
     unit="cosine",
     best=1.0,

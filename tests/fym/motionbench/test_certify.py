@@ -149,4 +149,4 @@ def test_score_prints_every_metric(capsys, tmp_path):
     capsys.readouterr()
     assert main(["motionbench", "score", *paths]) == 0
     out = capsys.readouterr().out
-    assert "direction v1" in out and "not measured" in out and "Lucas-Kanade" in out
+    assert "direction v2" in out and "not measured" in out and "Lucas-Kanade" in out

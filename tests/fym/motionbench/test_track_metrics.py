@@ -91,8 +91,15 @@ def test_without_motion_in_the_reference_there_is_no_score(score):
 def test_a_clip_whose_points_are_lost_has_no_score(score):
     """Nothing of the reference's motion can be compared: nan, not a guess from the few points left."""
     visible = RIGHT.visible.copy()
-    visible[1:, 1:] = False
+    visible[0 if score is direction else 1 :, 1:] = False
     assert np.isnan(score(RIGHT, replace(LEFT, visible=visible)))
+
+
+def test_velocities_of_the_few_points_left_are_compared():
+    """Noise leaves none, so what is left of a clip that flickers was followed."""
+    visible = LEFT.visible.copy()
+    visible[1:, 1:] = False
+    assert direction(RIGHT, replace(LEFT, visible=visible)) == pytest.approx(-1, abs=1e-6)
 
 
 def test_lost_points_are_compared_while_they_are_seen():
