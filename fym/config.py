@@ -183,8 +183,9 @@ class TemporalConfig(StageConfig):
     lowest_noise: float = option(
         0.0,
         "lowest noise level trained on; the adapter then also acts only from there up when a clip is made, "
-        "so that the model draws the details as it always did",
-        low=0,
+        "so that the model draws the details as it always did; -1 = 0.5 where objects move, 0 where most of "
+        "the picture does, since a moving background is drawn at every level",
+        low=-1,
         high=0.99,
     )
     debias: bool = option(False, "add the appearance-debiased term to the loss")
@@ -299,7 +300,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "temporal.picking": "groups",
         "temporal.latents": "select",
         "temporal.whole_share": 0.7,
-        "temporal.lowest_noise": 0.7,
+        "temporal.lowest_noise": -1.0,
         "tune.weighting": "none",
         "tune.decay": 0.4,
     },

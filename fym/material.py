@@ -19,8 +19,11 @@ from fym.config import ClipConfig, TemporalConfig
 from fym.errors import UserError
 from fym.families.base import Family
 from fym.positions import COMPRESSION, latent_frames, sparse_frames, time_positions
+from fym.tracks import moving_share
 from fym.video import Clip, read_clip
 
+CAMERA_MOVES = 2 / 3  # share of the picture that moves; of 56 clips of objects and people at most 0.64
+OBJECTS_FROM = 0.5  # noise level from which on the path of an object is learned
 PALETTES = 16  # recoloured copies of a clip
 RANDOM_PICKING = ("phase", "groups")
 
@@ -63,6 +66,15 @@ def recolour(frames: Tensor, palette: int) -> Tensor:
     pixels = frames[..., torch.randperm(3, generator=rng)] / 255
     pixels = torch.where(inverted, 1 - pixels, pixels) * gain + shift
     return (pixels * 255).round().to(torch.uint8)
+
+
+def lowest_noise(config: TemporalConfig, clips: Sequence[Tensor]) -> float:
+    """The lowest noise level of the temporal stage for references (F,H,W,3) uint8: as configured, or chosen
+    by what moves in them."""
+    if config.lowest_noise >= 0:
+        return config.lowest_noise
+    share = sum(moving_share(frames) for frames in clips) / len(clips)
+    return 0.0 if share > CAMERA_MOVES else OBJECTS_FROM
 
 
 def encodes_later(config: TemporalConfig) -> bool:

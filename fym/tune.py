@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from fym.families.skeleton import skeleton
 from fym.files import check_writable, write_file
 from fym.fit import fitting
 from fym.heads import HeadMap, classify, mean_map
-from fym.material import Material, SparseClip, encodes_later, read_references
+from fym.material import Material, SparseClip, encodes_later, lowest_noise, read_references
 from fym.motion_file import MotionFile, load_motion_file, save_motion_file
 from fym.plan import Plan, Table, heads_table
 from fym.ranks import Ranks, check_shares, launched
@@ -78,6 +78,8 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
     clips = read_references(config.clip, family)
     for title, rows in Plan.of(config, run_dir, family, clips).tables():
         console.table(title, rows)
+    level = lowest_noise(config.temporal, [clip.frames for clip in clips])
+    config = replace(config, temporal=replace(config.temporal, lowest_noise=level))
     timings = Timings(run_dir / "timings.json", family.device, writes=ranks.first)
     materials = _materials(config, family, clips, run_dir, writes=ranks.first)
     samples = Samples(run_dir, config.generate, config.clip.prompt)
