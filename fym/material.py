@@ -6,7 +6,7 @@ F pixel frames, F' latent frames, C,h,w latent channels and size. Everything enc
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
