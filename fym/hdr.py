@@ -7,6 +7,7 @@ becomes white (ITU-R BT.2390-8, section 5.4.1, on the largest of R, G and B: hue
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 Light = NDArray[np.float32]
 
-# ffmpeg's numbers, which are those of ITU-T H.273.
+# Numbers of ITU-T H.273, which are ffmpeg's.
 BT709, BT2020 = 1, 9
 PQ, HLG = 16, 18
 NAMES = {PQ: "PQ", HLG: "HLG"}
@@ -32,17 +33,35 @@ M1, M2 = 2610 / 16384, 2523 / 32
 C1, C2, C3 = 3424 / 4096, 2413 / 128, 2392 / 128
 
 
-def to_sdr(picture: NDArray[np.uint16], transfer: int, primaries: int) -> NDArray[np.uint8]:
-    """(H,W,3) uint8 BT.709 of full-range 16-bit R'G'B'. transfer: PQ, HLG, or any other for an SDR curve."""
-    light = _light(transfer)[picture]
-    if transfer == HLG:  # the screen's share, ITU-R BT.2100's OOTF
-        light *= PEAK * (light @ LUMINANCE)[..., None] ** 0.2
-    if primaries != BT709:
-        light = np.maximum(light @ TO_BT709.T, 0)
-    if transfer in NAMES:
-        brightest = np.maximum(light.max(-1, keepdims=True), 1e-4)
-        light *= _rolled_off(brightest) / brightest
-    return (255 * np.minimum(light / WHITE, 1) ** (1 / GAMMA) + 0.5).astype(np.uint8)
+@dataclass(frozen=True)
+class Wide:
+    """Colours beyond BT.709, by H.273's numbers: PQ, HLG, or an SDR curve with the primaries of BT.2020."""
+
+    transfer: int
+    primaries: int
+
+    @classmethod
+    def of(cls, transfer: int, primaries: int) -> Wide | None:
+        """None for a picture that is BT.709's as it is."""
+        return cls(transfer, primaries) if transfer in NAMES or primaries == BT2020 else None
+
+    @property
+    def note(self) -> str:
+        """What `to_sdr` does, for the user."""
+        name = NAMES.get(self.transfer)
+        return f"{f'HDR ({name}) tone-mapped' if name else 'BT.2020 converted'} to SDR (BT.709)"
+
+    def to_sdr(self, picture: NDArray[np.uint16]) -> NDArray[np.uint8]:
+        """(H,W,3) uint8 in BT.709's colours of full-range 16-bit R'G'B'."""
+        light = _light(self.transfer)[picture]
+        if self.transfer == HLG:  # the screen's share, ITU-R BT.2100's OOTF
+            light *= PEAK * (light @ LUMINANCE)[..., None] ** 0.2
+        if self.primaries != BT709:
+            light = np.maximum(light @ TO_BT709.T, 0)
+        if self.transfer in NAMES:
+            brightest = np.maximum(light.max(-1, keepdims=True), 1e-4)
+            light *= _rolled_off(brightest) / brightest
+        return (255 * np.minimum(light / WHITE, 1) ** (1 / GAMMA) + 0.5).astype(np.uint8)
 
 
 @cache

@@ -1,7 +1,7 @@
 """Where pictures come from: a video file or a folder of pictures, decoded in order, damage noticed.
 
-A picture is (H,W,3) or, with transparency, (H,W,4) uint8 in BT.709's colours, upright (the file's rotation
-mark is applied). Sound is never decoded.
+A picture is (H,W,3) or, with transparency, (H,W,4) uint8, upright (the file's rotation mark is applied); one
+in HDR or BT.2020 colours is (H,W,3) uint16 for `fym.hdr`. Sound is never decoded.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ NOT_VIDEO_FORMATS = {"tty": "it is a text file"} | dict.fromkeys(
 )
 
 Picture = np.ndarray[Any, np.dtype[np.uint8]]
+Decoded = np.ndarray[Any, np.dtype[Any]]  # uint8 or uint16
 
 
 class Shot(NamedTuple):
-    """A picture, when it is shown (seconds), and what was done to its colours."""
+    """A picture and when it is shown, in seconds."""
 
-    picture: Picture
+    picture: Decoded
     aspect: float  # width of a pixel over its height
     time: float
-    note: str = ""
+    wide: hdr.Wide | None = None  # the colours of a uint16 picture
 
 
 class Source(Protocol):
@@ -120,11 +121,11 @@ class VideoFile:
                 for frame in packet.decode():
                     if frame.is_corrupt:
                         raise self._damaged("the decoder marks it as broken")
-                    picture, turned, note = upright(frame)
+                    picture, turned, wide = upright(frame)
                     time = frame.time if has_times else None
                     at = len(self._times) / (self._rate or FOLDER_FPS) if time is None else time
                     self._times.append(time)
-                    yield Shot(picture, 1 / aspect if turned else aspect, at, note)
+                    yield Shot(picture, 1 / aspect if turned else aspect, at, wide)
         except av.FFmpegError as error:
             raise self._damaged(str(error.strerror)) from None
         if samples < stream.frames:
@@ -209,8 +210,8 @@ class Folder:
         for index, file in enumerate(self.files):
             try:
                 with av.open(str(file)) as container:
-                    picture, _, note = upright(next(container.decode(video=0)))
-                yield Shot(picture, 1.0, index / FOLDER_FPS, note)
+                    picture, _, wide = upright(next(container.decode(video=0)))
+                yield Shot(picture, 1.0, index / FOLDER_FPS, wide)
             except (av.FFmpegError, StopIteration, IndexError):
                 raise UserError(f"{file} is damaged", "it is not a picture", "Replace or remove it") from None
 
@@ -224,21 +225,16 @@ class Folder:
         return digest.hexdigest()
 
 
-def upright(frame: VideoFrame) -> tuple[Picture, bool, str]:
-    """A frame's picture, whether its sides changed places by turning it upright, what its colours became."""
+def upright(frame: VideoFrame) -> tuple[Decoded, bool, hdr.Wide | None]:
+    """The picture of a frame, whether height and width changed places by turning it upright, its colours."""
     transparent = frame.format.name == "pal8" or any(c.is_alpha for c in frame.format.components)
-    transfer, primaries, note = frame.color_trc, frame.color_primaries, ""
     large = frame.height > SD_HEIGHT or frame.width > SD_WIDTH
     if frame.colorspace == UNSPECIFIED and large and "yuv" in frame.format.name:
         frame.colorspace = hdr.BT709
-    if transfer in hdr.NAMES or primaries == hdr.BT2020:
-        picture = hdr.to_sdr(np.asarray(frame.to_ndarray(format="rgb48le"), np.uint16), transfer, primaries)
-        kind = f"HDR ({hdr.NAMES[transfer]}) tone-mapped" if transfer in hdr.NAMES else "BT.2020 converted"
-        note = f"{kind} to SDR (BT.709)"
-    else:
-        picture = np.asarray(frame.to_ndarray(format="rgba" if transparent else "rgb24"), np.uint8)
+    wide = hdr.Wide.of(frame.color_trc, frame.color_primaries)
+    picture = frame.to_ndarray(format="rgb48le" if wide else "rgba" if transparent else "rgb24")
     quarters = round(frame.rotation / 90) % 4  # counter-clockwise, as in np.rot90
-    return np.ascontiguousarray(np.rot90(picture, quarters)), quarters % 2 == 1, note
+    return np.ascontiguousarray(np.rot90(picture, quarters)), quarters % 2 == 1, wide
 
 
 def announced_size(path: Path) -> int:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fym.errors import UserError
 from fym.files import new_folder, write_file
-from fym.sources import RATE_TOLERANCE, SD_HEIGHT, SD_WIDTH, Picture, Shot, open_source
+from fym.sources import RATE_TOLERANCE, SD_HEIGHT, SD_WIDTH, Decoded, Picture, Shot, open_source
 
 LARGEST_BYTES = 4 << 30  # of frames held in memory
 LONGEST_PAUSE = 10  # seconds between two frames
@@ -91,8 +91,10 @@ def read_clip(
                 f"{size[1]}x{size[0]} becomes {picture.shape[1]}x{picture.shape[0]}",
                 "Use a part of one size, with --start and --frames",
             )
-        notes += [shot.note] if shot.note else []
         part = _fit(_flatten(_cut(picture, crop, path), notes), shot.aspect, height, width)
+        if shot.wide:  # now that it is small
+            notes.append(shot.wide.note)
+            part = shot.wide.to_sdr(part)
         pixels += np.ascontiguousarray(part).data
         taken, shape = taken + 1, part.shape
         if len(pixels) > LARGEST_BYTES:
@@ -147,7 +149,7 @@ def _at_rate(shots: Iterator[Shot], fps: float, path: Path) -> Iterator[Shot]:
         count += 1
 
 
-def _cut(picture: Picture, crop: tuple[int, int, int, int] | None, path: Path) -> Picture:
+def _cut(picture: Decoded, crop: tuple[int, int, int, int] | None, path: Path) -> Decoded:
     if crop is None:
         return picture
     left, top, width, height = crop
@@ -160,7 +162,7 @@ def _cut(picture: Picture, crop: tuple[int, int, int, int] | None, path: Path) -
     return picture[top : top + height, left : left + width]
 
 
-def _flatten(picture: Picture, notes: list[str]) -> Picture:
+def _flatten(picture: Decoded, notes: list[str]) -> Decoded:
     """Transparency over white, the page that most viewers show behind it."""
     if picture.shape[2] == 3:
         return picture
@@ -171,7 +173,7 @@ def _flatten(picture: Picture, notes: list[str]) -> Picture:
     return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
-def _fit(picture: Picture, aspect: float, height: int, width: int) -> Picture:
+def _fit(picture: Decoded, aspect: float, height: int, width: int) -> Decoded:
     """Crop to the centre and scale to height x width; `aspect` is the width of a pixel over its height."""
     high, wide = picture.shape[:2]
     shown = wide * aspect
@@ -186,7 +188,7 @@ def _fit(picture: Picture, aspect: float, height: int, width: int) -> Picture:
     part = picture[top : top + crop_high, left : left + crop_wide]
     # Area averaging keeps small things from flickering when shrinking; it makes blocks when enlarging.
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    return cv2.resize(part, (width, height), interpolation=how).astype(np.uint8, copy=False)
+    return cv2.resize(part, (width, height), interpolation=how)
 
 
 def _check_length(path: Path, count: int, start: int, frames: int, taken: int, fps: float) -> None:

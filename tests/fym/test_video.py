@@ -254,6 +254,8 @@ class TestColours:
             seen, notes = self.read(path)
             assert notes == (f"HDR ({name}) tone-mapped to SDR (BT.709)",)
             assert (seen == seen[:, :1]).all()
+            small = read_clip(path, height=8).frames[0, 4, 4::8].numpy()
+            assert np.abs(small - seen).max() <= 1  # it is shrunk before
             gray[name] = seen[:, 0]
             dark = nits < 90
             assert np.abs(gray[name][dark] - 255 * (nits[dark] / 203) ** (1 / 2.4)).max() <= 3
