@@ -183,10 +183,16 @@ class TemporalConfig(StageConfig):
     lowest_noise: float = option(
         0.0,
         "lowest noise level trained on; the adapter then also acts only from there up when a clip is made, "
-        "so that the model draws the details as it always did; -1 = 0.5 where objects move, 0 where most of "
-        "the picture does, since a moving background is drawn at every level",
-        low=-1,
+        "so that the model draws the details as it always did",
+        low=0,
         high=0.99,
+    )
+    camera_share: float = option(
+        1.0,
+        "where more than this share of the picture moves, as when the camera does, lowest_noise is 0: a "
+        "moving background is drawn at every level",
+        low=0,
+        high=1,
     )
     debias: bool = option(False, "add the appearance-debiased term to the loss")
 
@@ -300,7 +306,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "temporal.picking": "groups",
         "temporal.latents": "select",
         "temporal.whole_share": 0.7,
-        "temporal.lowest_noise": -1.0,
+        "temporal.lowest_noise": 0.7,
+        "temporal.camera_share": 0.67,
         "tune.weighting": "none",
         "tune.decay": 0.4,
     },

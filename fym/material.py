@@ -22,8 +22,6 @@ from fym.positions import COMPRESSION, latent_frames, sparse_frames, time_positi
 from fym.tracks import moving_share
 from fym.video import Clip, read_clip
 
-CAMERA_MOVES = 2 / 3  # share of the picture that moves; of 56 clips of objects and people at most 0.64
-OBJECTS_FROM = 0.5  # noise level from which on the path of an object is learned
 PALETTES = 16  # recoloured copies of a clip
 RANDOM_PICKING = ("phase", "groups")
 
@@ -69,12 +67,11 @@ def recolour(frames: Tensor, palette: int) -> Tensor:
 
 
 def lowest_noise(config: TemporalConfig, clips: Sequence[Tensor]) -> float:
-    """The lowest noise level of the temporal stage for references (F,H,W,3) uint8: as configured, or chosen
-    by what moves in them."""
-    if config.lowest_noise >= 0:
+    """The lowest noise level of the temporal stage for references (F,H,W,3) uint8, by what moves in them."""
+    if not config.lowest_noise or config.camera_share >= 1:
         return config.lowest_noise
     share = sum(moving_share(frames) for frames in clips) / len(clips)
-    return 0.0 if share > CAMERA_MOVES else OBJECTS_FROM
+    return 0.0 if share > config.camera_share else config.lowest_noise
 
 
 def encodes_later(config: TemporalConfig) -> bool:
