@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fym.files import write_file
+from fym.files import remove_parts, write_file
 
 POINTER = "latest"
 
@@ -43,8 +43,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     for old in _newest_first(folder)[max(keep, 1) :]:
         if old != path:
             old.unlink(missing_ok=True)
-    for part in folder.glob(".*"):  # of a process that was killed while it wrote
-        part.unlink(missing_ok=True)
+    remove_parts(folder)
     return path
 
 
@@ -60,6 +59,14 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
         if found is not None:
             return found
     return None
+
+
+def progress(run_dir: Path) -> str:
+    """Where a run goes on, in words."""
+    found = load_checkpoint(run_dir / "checkpoints")
+    if found is None:
+        return "at the first step"
+    return f"after step {found.record['step']} of the {found.record['stage']} stage"
 
 
 def generator_state(generator: torch.Generator) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 from fym.config import Config
 from fym.errors import UserError
 from fym.files import check_writable
+from fym.trackers import check_tracker
 from fym.video import output_kind, read_clip
 
 LOOK_AHEAD = 81  # frames decoded to find damage early: the most that Wan's models take by default
@@ -39,6 +40,7 @@ def check_training(config: Config) -> None:
             'Give it with --prompt "a red ball bounces"',
         )
     check_prompts(config.generate.prompts)
+    check_tracker(config.tune)
     check_writable(run_directory(config))
 
 

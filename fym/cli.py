@@ -1,13 +1,13 @@
 """The command line: it reads the options, checks what can be checked beforehand and calls the package.
 
-Exit codes: 0 done, 1 a fault of ours, 2 a mistake the user can repair, 130 stopped with Ctrl-C. FYM_DEBUG=1
-shows tracebacks. Every option that describes the work is a field of `fym.config`; its help comes from there.
+Exit codes: 0 done, 1 a fault of ours, 2 a mistake the user can repair, 130 stopped with Ctrl-C, 143 with
+SIGTERM. FYM_DEBUG=1 shows tracebacks. Every option that describes the work is a field of `fym.config`; its
+help comes from there.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import sys
@@ -19,7 +19,9 @@ from typing import Any
 
 import click
 
-from fym import __version__
+from fym import __version__, stopping
+from fym.bench.cli import bench
+from fym.cli_convert import convert
 from fym.cli_fields import FieldArgument, FieldOption, read_config, with_fields
 from fym.config import to_toml
 from fym.console import Console, QuietConsole, duration
@@ -31,6 +33,7 @@ from fym.motionbench.cli import motionbench
 # What a run writes into its directory, and so all that --fresh takes away.
 RUN_FILES = (
     "config.toml",
+    "environment.json",
     "heads.json",
     "heads.png",
     "train.jsonl",
@@ -41,7 +44,7 @@ RUN_FILES = (
     "scores.json",
     "report.html",
 )
-RUN_FOLDERS = ("samples", "checkpoints")
+RUN_FOLDERS = ("samples", "checkpoints", "tensorboard")
 
 
 MODEL = (
@@ -77,9 +80,6 @@ def cli(context: click.Context) -> None:
             "several would do the same work and write the same files",
             "Start it without torchrun or accelerate",
         )
-
-
-cli.add_command(motionbench)
 
 
 @cli.command()
@@ -121,6 +121,9 @@ def train(dry_run: bool, plan_for: str | None, fresh: bool, **given: Any) -> Non
 
     checks.check_training(config)
     from fym import tune
+    from fym.advice import advising
+    from fym.checkpoint import progress
+    from fym.environment import deterministic
     from fym.ranks import launched
 
     ranks = launched()
@@ -133,7 +136,12 @@ def train(dry_run: bool, plan_for: str | None, fresh: bool, **given: Any) -> Non
     if fresh and ranks.first:
         clear_run(run_dir)
     ranks.wait()
-    tune.train(config, run_dir, console=console)
+    try:
+        with deterministic(config.tune.deterministic), advising(config, run_dir):
+            tune.train(config, run_dir, console=console)
+    except KeyboardInterrupt as stop:
+        goes_on = f"the same command goes on {progress(run_dir)}"
+        raise stopping.Stopped(stopping.signal_of(stop), goes_on) from None
     console.info(f"motion file  {run_dir / 'motion.safetensors'}")
     console.info(f"report       {run_dir / 'report.html'}")
 
@@ -208,94 +216,6 @@ def classify(**given: Any) -> None:
 
 
 @cli.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option(
-    "--to",
-    "layout",
-    type=click.Choice(["fym", "comfyui", "diffusers", "kohya"]),
-    default="fym",
-    show_default=True,
-    help="whose names the tensors get; fym: those of a motion file, see docs/motion-file.md",
-)
-@click.option("-o", "--output", metavar="OUT", help="the file to write  [FILE with the layout in its name]")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    default="float32",
-    show_default=True,
-    help="number format of the file",
-)
-@click.option(
-    "--weight",
-    "weights",
-    type=float,
-    multiple=True,
-    default=[1.0],
-    metavar="NUMBER",
-    help="strength of each FILE, in the same order, or one for all  [1.0]",
-)
-@click.option(
-    "--merge", metavar="spatial=NUMBER", help="put the look of the reference in as well, at this strength"
-)
-@click.option("--compact", is_flag=True, help="only rows of heads with an adapter; for fym alone")
-def convert(
-    files: tuple[str, ...],
-    layout: str,
-    output: str | None,
-    dtype: str,
-    weights: tuple[float, ...],
-    merge: str | None,
-    compact: bool,
-) -> None:
-    """Write motion files in the layout of another program, or back in fym's, or several as one file."""
-    first = Path(files[0])
-    target = Path(output) if output else first.parent / f"{first.stem}.{layout}.safetensors"
-    spatial = _merged(merge)
-    bad = [weight for weight in weights if not math.isfinite(weight)]
-    if bad:
-        raise UserError(f"--weight {bad[0]} is no strength", "it is not finite", "Give a number such as 0.7")
-    from fym.convert import convert as write_converted
-    from fym.convert import noise_levels
-
-    adapter, about = write_converted(
-        [Path(file) for file in files],
-        target,
-        layout=layout,
-        dtype=dtype,
-        weights=weights,
-        spatial=spatial,
-        compact=compact,
-    )
-    size = target.stat().st_size / 1e6
-    click.echo(f"{target}: {layout}, {dtype}, rank {adapter.rank}, alpha {adapter.alpha:g}, {size:.2f} MB")
-    levels = sorted({level for level in noise_levels(about) if level})
-    if levels and layout != "fym":
-        some = " and ".join(f"{level:g}" for level in levels)
-        click.echo(
-            f"tuned at noise levels from {some} up, which fym follows; elsewhere give it strength in those "
-            "steps only (docs/motion-file.md)"
-        )
-
-
-def _merged(text: str | None) -> float:
-    """The strength in "spatial=0.5"."""
-    if text is None:
-        return 0.0
-    try:
-        name, number = text.split("=")
-        strength = float(number)
-        if name != "spatial" or not math.isfinite(strength):
-            raise ValueError
-    except ValueError:
-        raise UserError(
-            f"--merge {text} cannot be read",
-            "it is not spatial=NUMBER",
-            "Write for example --merge spatial=0.5",
-        ) from None
-    return strength
-
-
-@cli.command()
 @with_fields(FieldOption("model.path", "--model"))
 @click.option(
     "--port", type=click.IntRange(1, 65535), default=7860, show_default=True, help="of the page, on 127.0.0.1"
@@ -326,74 +246,6 @@ def doctor(as_json: bool) -> int:
 
 
 @cli.command()
-@click.option(
-    "--quick", is_flag=True, help="small shapes and 3 rounds, to see that it works; figures mean nothing"
-)
-@click.option("--only", multiple=True, metavar="NAME", help="some rows only; may be given several times")
-@click.option("--threads", type=click.IntRange(1), help="of the CPU  [as PyTorch chooses]")
-@click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="samples of each side")
-@click.option(
-    "--block-frames",
-    type=click.IntRange(1),
-    default=2,
-    show_default=True,
-    help="latent frames of 480 x 832 (1560 tokens each) in the step of a Wan block",
-)
-@click.option("--no-compile", is_flag=True, help="without torch.compile, which needs a C++ compiler and time")
-@click.option(
-    "--stock-malloc", is_flag=True, help="glibc's malloc as it comes, which gives freed memory back"
-)
-@click.option("--computed", is_flag=True, help="instead: memory and FLOPs of true sizes, from shapes alone")
-@click.option("--json", "json_file", metavar="FILE", help="write the figures to FILE; other parts of it stay")
-@click.option("--markdown", is_flag=True, help="only print the tables of the --json file for a document")
-def bench(
-    quick: bool,
-    only: tuple[str, ...],
-    threads: int | None,
-    rounds: int,
-    block_frames: int,
-    no_compile: bool,
-    stock_malloc: bool,
-    computed: bool,
-    json_file: str | None,
-    markdown: bool,
-) -> None:
-    """Measure the kernels against the naive implementation, torch.compile and the machine's limits."""
-    if markdown and not json_file:
-        raise UserError("--markdown has nothing to print", "it reads a file", "Add --json FILE")
-    from fym.bench import run
-
-    path = Path(json_file) if json_file else None
-    if markdown and path is not None:
-        click.echo(run.as_markdown(run.load(path)))
-        return
-    import torch
-
-    if threads:
-        torch.set_num_threads(threads)
-
-    def say(text: str) -> None:
-        click.echo(text, err=True)
-
-    if computed:
-        result = run.compute(say)
-    else:
-        from fym.bench.targets import Options
-
-        options = Options(
-            rounds=3 if quick else rounds,
-            quick=quick,
-            with_compile=not no_compile,
-            stock_malloc=stock_malloc,
-            block_frames=block_frames,
-        )
-        result = run.measure(options, only, say)
-    if path is not None:
-        run.save(path, run.merged(path, result))
-    run.show(result)
-
-
-@cli.command()
 @click.argument("path", default="fym.toml")
 @with_fields(FieldOption("preset", "--preset"), FieldOption("model.path", "--model"))
 @click.option("--force", is_flag=True, help="replace a file that is there")
@@ -407,6 +259,10 @@ def init(path: str, force: bool, **given: Any) -> None:
         )
     write_file(target, to_toml(config, commented=True))
     click.echo(f"{target}: edit it, then run  fym train CLIP --config {target}")
+
+
+for more in (convert, bench, motionbench):
+    cli.add_command(more)
 
 
 def clear_run(run_dir: Path) -> None:
@@ -425,7 +281,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.environ.setdefault(name, "error")
     try:
         _processes()
-        code = cli.main(args=arguments, prog_name="fym", standalone_mode=False)
+        with stopping.sigterm_stops():
+            code = cli.main(args=arguments, prog_name="fym", standalone_mode=False)
         if _processes() > 1:
             from fym.ranks import leave
 
@@ -440,13 +297,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         _say(f"fym: {error}")
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        _say("fym: stopped")
-        return 130
+    except (click.Abort, KeyboardInterrupt) as error:
+        stop = error.__cause__ if isinstance(error, click.Abort) else error
+        _say("fym: stopped" + (f"; {stop}" if stop and str(stop) else ""))
+        return 128 + stopping.signal_of(stop)
     except Exception as error:
         if debug:
             traceback.print_exc()
-        else:
+        from fym.advice import explain
+
+        known = explain(error)
+        if known is not None:
+            _say(f"fym: {known}")
+            return known.exit_code
+        if not debug:
             advice = "Set FYM_DEBUG=1 and run it again to see where"
             _say(f"fym: an internal error, {type(error).__name__}: {error}. {advice}.")
         return 1

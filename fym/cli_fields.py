@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 
 import click
 
-from fym.config import OPTIONS, PRESETS, Config, load_config
+from fym.config import OPTIONS, Config, load_config
 from fym.options import KIND
+from fym.presets import PRESETS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -16,6 +16,7 @@ import tomli_w
 
 from fym.errors import UserError
 from fym.options import Option, about, closest, flatten, get, option, options_of, put, show, tomllib
+from fym.presets import PRESETS, resolve_preset
 
 LARGEST_FILE = 1 << 20  # bytes; one with every option takes 10 kB
 
@@ -222,6 +223,12 @@ class TuneConfig:
         "two thirds of the memory, some 10 % more time), or whole blocks (least memory, a third more time)",
         choices=("none", "ffn", "block"),
     )
+    deterministic: bool = option(
+        False,
+        "on a GPU take only algorithms that give the same bits each time, which are slower; the CPU's do so "
+        "anyway",
+    )
+    tensorboard: bool = option(False, "write the steps and the samples for TensorBoard too")
 
 
 @dataclass
@@ -284,42 +291,7 @@ class Config:
     generate: GenerateConfig = field(default_factory=GenerateConfig)
 
 
-def _stages(rank: int, steps: tuple[int, int], rate: float, decay: tuple[float, float]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for stage, count, weight_decay in zip(("spatial", "temporal"), steps, decay, strict=True):
-        both = {"rank": rank, "alpha": float(rank), "learning_rate": rate}
-        values |= {f"{stage}.{k}": v for k, v in both.items()}
-        values |= {f"{stage}.steps": count, f"{stage}.weight_decay": weight_decay}
-    return values
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": _stages(128, (3000, 2000), 1e-4, (0.01, 0.01)),
-    "fast": _stages(16, (500, 500), 1e-4, (0.1, 0.5)),
-    # Found by measurement on the embedded model, see docs/method-choices.md.
-    "tiny": _stages(32, (100, 500), 7e-3, (0.0, 0.0))
-    | {
-        "spatial.learning_rate": 3e-3,
-        "heads.rule": "cosine",
-        "temporal.batch_size": 4,
-        "temporal.sparse_frames": 13,
-        "temporal.picking": "groups",
-        "temporal.latents": "select",
-        "temporal.whole_share": 0.7,
-        "temporal.lowest_noise": 0.7,
-        "temporal.camera_share": 0.67,
-        "tune.weighting": "none",
-        "tune.decay": 0.4,
-    },
-}
 OPTIONS: dict[str, Option] = options_of(Config)
-
-
-def resolve_preset(preset: str, model: str) -> str:
-    """The preset that "auto" stands for."""
-    if preset != "auto":
-        return preset
-    return "tiny" if model == "embedded" else "fast"
 
 
 def default_config(model: str = "embedded", preset: str = "auto") -> Config:

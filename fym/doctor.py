@@ -37,7 +37,16 @@ NEEDED = {
     "matplotlib": "matplotlib",
 }
 IMPORTED = ("numpy", "torch", "av", "opencv-python-headless", "safetensors")
-USEFUL = ("triton", "torchvision", "torchaudio", "torchao", "xformers", "accelerate", "bitsandbytes")
+USEFUL = (
+    "triton",
+    "torchvision",
+    "torchaudio",
+    "torchao",
+    "xformers",
+    "accelerate",
+    "bitsandbytes",
+    "tensorboard",
+)
 
 
 @dataclass(frozen=True)

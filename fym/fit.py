@@ -129,13 +129,18 @@ def fitting(family: PipelineFamily, config: Config, clips: Sequence[Clip], gpu: 
     return tables(found, config, where)
 
 
-def tables(found: Sequence[Fit], config: Config, where: Target) -> list[Table]:
-    asked = next(
+def as_configured(found: Sequence[Fit], config: Config) -> Fit:
+    """The one of `ways` that the configuration asks for."""
+    return next(
         fit
         for fit in found
         if fit.options["tune.recompute"] == config.tune.recompute
         and ("model.vae" in fit.options) >= (config.model.vae == "tiled")
     )
+
+
+def tables(found: Sequence[Fit], config: Config, where: Target) -> list[Table]:
+    asked = as_configured(found, config)
     phases = [(phase.name, _phase(phase, where)) for phase in asked.phases]
     if all(phase.name != "text" for phase in asked.phases):
         phases.insert(0, ("text", "the text encoders do not fit and run on the CPU"))

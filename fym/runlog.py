@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from fym import memory
-from fym.files import write_file
+from fym.files import explained, write_file
+from fym.trackers import TensorBoard
 
 STAGES = ("spatial", "temporal")
 
@@ -20,22 +21,33 @@ STAGES = ("spatial", "temporal")
 class StepLog:
     """train.jsonl. Rows after the point where a run resumes are dropped, so that none is there twice."""
 
-    def __init__(self, path: Path, stage: str = STAGES[0], step: int = 0) -> None:
-        """Keeps the rows up to `step` of `stage`; everything later will be written again."""
+    def __init__(
+        self, path: Path, stage: str = STAGES[0], step: int = 0, tracker: TensorBoard | None = None
+    ) -> None:
+        """Keeps the rows up to `step` of `stage`; everything later will be written again. tracker: gets
+        every row as well."""
         kept = [
             row
             for row in _rows(path)
             if (STAGES.index(row["stage"]), row["step"]) <= (STAGES.index(stage), step)
         ]
         write_file(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._path, self._tracker = path, tracker
+        if tracker is not None:
+            tracker.replay(kept)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(dict(row)) + "\n")
-        self._file.flush()
+        with explained(self._path):
+            self._file.write(json.dumps(dict(row)) + "\n")
+            self._file.flush()
+        if self._tracker is not None:
+            self._tracker.write(row)
 
     def close(self) -> None:
         self._file.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
 
 class Timings:

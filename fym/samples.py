@@ -11,14 +11,17 @@ from fym.families.base import Family
 from fym.files import write_file
 from fym.generate import one_clip
 from fym.motion_file import MotionFile
+from fym.trackers import TensorBoard
 from fym.video import write_clip
 
 
 class Samples:
     """samples/ of a run: one clip per prompt, seed and step, listed in samples.json."""
 
-    def __init__(self, run_dir: Path, config: GenerateConfig, captions: list[str]) -> None:
-        self.folder, self.config = run_dir / "samples", config
+    def __init__(
+        self, run_dir: Path, config: GenerateConfig, captions: list[str], tracker: TensorBoard | None = None
+    ) -> None:
+        self.folder, self.config, self.tracker = run_dir / "samples", config, tracker
         self.prompts = config.prompts or list(dict.fromkeys(captions))
         self._list = self.folder / "samples.json"
 
@@ -42,6 +45,8 @@ class Samples:
                 write_clip(self.folder / name, frames, family.default_fps)
                 rows = [row for row in rows if row["file"] != name] + [{"file": name, **wanted}]
                 write_file(self._list, json.dumps(rows, indent=1) + "\n")
+                if self.tracker is not None:
+                    self.tracker.clip(f"{prompt}, seed {seed}", frames, family.default_fps, step)
 
     def _rows(self) -> list[dict[str, Any]]:
         try:

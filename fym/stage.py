@@ -6,14 +6,11 @@ same run, bit for bit.
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +26,7 @@ from fym.losses import logged_terms, tuning_loss
 from fym.ranks import ALONE, Ranks
 from fym.runlog import StepLog
 from fym.state import TuningState
+from fym.stopping import Stopped, asked_between_steps
 
 
 class Sample(NamedTuple):
@@ -73,9 +71,9 @@ def run_stage(
 ) -> list[float]:
     """Trains `state.adapters[stage.name]` from `state.step` on; returns the seconds of each step.
 
-    Checkpoints go to `folder`, by the first of `ranks`. Raises UserError at a loss that is not finite (before
-    the step is taken) and when a process is lost, and KeyboardInterrupt, after a checkpoint, when Ctrl-C was
-    pressed.
+    Checkpoints go to `folder`, which lies in the run directory, by the first of `ranks`. Raises UserError at a
+    loss that is not finite (before the step is taken) and when a process is lost, and Stopped, after a
+    checkpoint, when the run was asked to stop.
     """
     settings, tune = stage.settings, stage.tune
     trained = state.adapters[stage.name]
@@ -86,7 +84,7 @@ def run_stage(
     console.start_stage(stage.name, settings.steps)
     try:
         everything = [(adapter, 1.0) for adapter in state.adapters.values()]
-        with family.attention(adapters=everything) as control, _stop_on_interrupt() as stopped:
+        with family.attention(adapters=everything) as control, asked_between_steps(folder.parent) as asked:
             memory.reset_peak(family.device)
             for step in range(state.step + 1, settings.steps + 1):
                 started = time.perf_counter()
@@ -118,12 +116,12 @@ def run_stage(
                 if log is not None:
                     log.write({"stage": stage.name, "step": step, **row})
                 console.step(stage.name, step, row)
-                stopping = ranks.most(stopped())
-                if ranks.first and (step % tune.checkpoint_every == 0 or step == settings.steps or stopping):
+                stop = ranks.most(asked())
+                if ranks.first and (step % tune.checkpoint_every == 0 or step == settings.steps or stop):
                     save_checkpoint(folder, state.checkpoint(), keep=tune.keep)
-                if stopping:
+                if stop:
                     ranks.wait()  # a launcher ends all processes when one of them ends
-                    raise KeyboardInterrupt
+                    raise Stopped(stop)
                 if after_step is not None:
                     after_step(step)
     finally:
@@ -174,23 +172,3 @@ def _not_finite(stage: str, step: int, folder: Path) -> UserError:
         f"the tuning diverged; the last good checkpoint is kept ({where})",
         f"Use a smaller --set {stage}.learning_rate or --dtype float32, with --fresh",
     )
-
-
-@contextmanager
-def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C becomes a question asked between steps; pressed a second time it stops at once."""
-    pressed = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed.is_set  # only the main thread may handle signals
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def press(number: int, frame: Any) -> None:
-        pressed.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, press)
-    try:
-        yield pressed.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -24,7 +24,7 @@ from fym.video import Clip
 # is learned. Clip and model are compared by content.
 FREE = ("output", "preset", "model.path", "model.device", "clip.path")
 FREE_SECTIONS = ("generate",)
-FREE_TUNE = ("checkpoint_every", "keep", "sample_every", "log_every", "recompute")
+FREE_TUNE = ("checkpoint_every", "keep", "sample_every", "log_every", "recompute", "tensorboard")
 
 
 @dataclass

@@ -22,11 +22,12 @@ from fym.checks import run_directory
 from fym.config import Config, to_toml
 from fym.console import Console
 from fym.draws import clip_draw, frame_draw, one_of
+from fym.environment import record
 from fym.estimate import estimate, estimate_table
 from fym.families import Family, load_family
 from fym.families.loading import default_dtype
 from fym.families.skeleton import skeleton
-from fym.files import check_writable, write_file
+from fym.files import check_writable, remove_parts, write_file
 from fym.fit import fitting
 from fym.heads import HeadMap, classify, mean_map
 from fym.material import Material, SparseClip, encodes_later, lowest_noise, read_references
@@ -37,6 +38,8 @@ from fym.runlog import STAGES, StepLog, Timings
 from fym.samples import Samples
 from fym.stage import Stage, run_stage
 from fym.state import TuningState, begin, check_same_run
+from fym.stopping import remove_stop_file
+from fym.trackers import open_tracker
 from fym.video import Clip, write_clip
 
 
@@ -65,15 +68,20 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
     """The whole run, resumed where `run_dir` holds a part of it. family: the model, if it is loaded already.
 
     Raises UserError: a bad clip or model, another run in the directory, a diverging loss, no temporal head;
-    KeyboardInterrupt after Ctrl-C, with a checkpoint written.
+    Stopped (a KeyboardInterrupt) after Ctrl-C, SIGTERM or `touch RUN/stop`, with a checkpoint written.
     """
     run_dir, ranks = Path(run_dir), launched()
     check_shares(config, ranks)
     check_same_run(config, run_dir)
+    tracker = open_tracker(config.tune, run_dir)
     if ranks.first:
         check_writable(run_dir)
+        remove_stop_file(run_dir)
+        remove_parts(run_dir)
         write_file(run_dir / "config.toml", to_toml(config))
     family = family or _load(config)
+    for difference in record(run_dir, family.device, family.dtype) if ranks.first else ():
+        console.info(f"not the environment of the go before: {difference}")
     family.recompute = config.tune.recompute
     clips = read_references(config.clip, family)
     for title, rows in Plan.of(config, run_dir, family, clips).tables():
@@ -82,7 +90,7 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
     config = replace(config, temporal=replace(config.temporal, lowest_noise=level))
     timings = Timings(run_dir / "timings.json", family.device, writes=ranks.first)
     materials = _materials(config, family, clips, run_dir, writes=ranks.first)
-    samples = Samples(run_dir, config.generate, config.clip.prompt)
+    samples = Samples(run_dir, config.generate, config.clip.prompt, tracker)
     with ranks.first_ahead():
         sparse = _prepare(materials, config, run_dir, timings)
         if ranks.first:
@@ -106,7 +114,7 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
         title, rows = estimate_table([made for made in found if made])
         console.table(title, rows)
     about = _about(config, family, sparse)
-    log = StepLog(run_dir / "train.jsonl", state.stage, state.step) if ranks.first else None
+    log = StepLog(run_dir / "train.jsonl", state.stage, state.step, tracker) if ranks.first else None
     try:
         if state.stage == "spatial":
             _tune(family, stages[0], state, run_dir, log, timings, console, ranks)

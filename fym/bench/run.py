@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
@@ -15,16 +14,15 @@ from rich.box import SIMPLE
 from rich.console import Console as RichConsole
 from rich.table import Table
 
-import fym_kernels
 from fym import memory
 from fym.bench.computed import Step, training_steps
 from fym.bench.floor import copy_bandwidth
 from fym.bench.measure import keep_freed_memory
 from fym.bench.table import HEADER, Row, markdown, row_of
 from fym.bench.targets import GROUPS, Options
+from fym.environment import environment
 from fym.errors import UserError
 from fym.files import write_file
-from fym.machine import cpu_name, installed, memory_bytes
 
 PACKAGES = ("torch", "diffusers", "peft", "transformers", "fym")
 WIDE = 200  # columns
@@ -70,14 +68,12 @@ def compute(say: Say) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """When and on what: without it no figure means anything."""
+    found = environment(torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.bfloat16)
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "memory_gib": round(memory_bytes() / (1 << 30), 1),
-        "python": platform.python_version(),
-        "versions": {name: installed(name) for name in PACKAGES},
-        "kernels": {choice.op: choice.backend for choice in fym_kernels.explain(dtypes=(torch.bfloat16,))},
+        **{name: found[name] for name in ("cpu", "threads", "memory_gib", "python")},
+        "versions": {name: found["versions"][name] for name in PACKAGES},
+        "kernels": found["kernels"],
     }
 
 

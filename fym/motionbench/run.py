@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ from fym.motionbench.results import Results, Row, file_name, identity
 from fym.motionbench.suite import DATASET, VERSION, select
 from fym.motionbench.trackers import LUCAS_KANADE
 from fym.runlog import spent
+from fym.stopping import signal_of
 from fym.video import write_clip
 
 FRAMES_OF_TRACEBACK = 6
@@ -257,8 +259,10 @@ def _in_processes(options: Options) -> None:
     try:
         for worker in workers:
             worker.join()
-    except KeyboardInterrupt:  # they were told as well, and keep what they have
+    except KeyboardInterrupt as stop:  # they keep what they have
         for worker in workers:
+            if signal_of(stop) == signal.SIGTERM:  # unlike Ctrl-C, which a terminal sends to all
+                worker.terminate()
             worker.join()
         raise
     lost = [worker.exitcode for worker in workers if worker.exitcode]

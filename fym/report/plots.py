@@ -24,6 +24,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fym.files import write_file
+
 if TYPE_CHECKING:
     from fym.heads import HeadMap
 
@@ -290,6 +292,8 @@ def to_svg(figure: Figure, description: str) -> str:
 
 def save(figure: Figure, path: Path | str) -> Path:
     """Write the figure as the picture that the file's ending names (.png, .svg, .pdf)."""
+    target, picture = Path(path), io.BytesIO()
     with matplotlib.rc_context(_STYLE):
-        figure.savefig(path, dpi=150, facecolor="white")
-    return Path(path)
+        figure.savefig(picture, format=target.suffix[1:], dpi=150, facecolor="white")
+    write_file(target, picture.getvalue())
+    return target

@@ -20,7 +20,7 @@ import psutil
 from fym.errors import UserError
 from fym.files import write_file
 
-STOPPED = "fym: stopped"  # what the command line says last after Ctrl-C
+STOPPED = "fym: stopped"  # how the command line's last line begins after Ctrl-C
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def status(folder: Path) -> str:
         return _status("Nothing has been started yet.")
     if job.running:
         return _status(f"{job.kind} at work\n{words}", "running")
-    if words == jobs.STOPPED:
+    if words.startswith(jobs.STOPPED):
         goes_on = " Resume goes on from the last checkpoint." if job.kind == "train" and begun(folder) else ""
         return _status(f"{job.kind} stopped.{goes_on}")
     if words.startswith("fym: "):

@@ -32,7 +32,7 @@ def test_what_is_saved_is_loaded(tmp_path):
 
 
 def test_only_the_newest_are_kept_and_left_overs_of_a_killed_writer_go(tmp_path):
-    (tmp_path / ".0-spatial-000001.safetensors.x7f").write_bytes(b"half")
+    (tmp_path / ".0-spatial-000001.safetensors.x7f.part").write_bytes(b"half")
     for step in range(1, 6):
         save_checkpoint(tmp_path, numbered(step), keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == [

@@ -238,7 +238,7 @@ class TestExitCodes:
         ("error", "code", "text"),
         [
             (UserError("It is broken", "it fell", "Glue it"), 2, "fym: It is broken: it fell. Glue it.\n"),
-            (KeyboardInterrupt(), 130, "fym: stopped\n"),
+            (KeyboardInterrupt(), 130, "fym: stopped; the same command goes on at the first step\n"),
             (RuntimeError("oh"), 1, "fym: an internal error, RuntimeError: oh."),
         ],
     )
@@ -369,7 +369,9 @@ class TestWholeJob:
             patch.setattr(cli.Console, "step", interrupt)
             assert cli.main(arguments) == 130
         assert not Path("run/motion.safetensors").exists() and os.listdir("run/checkpoints")
-        capsys.readouterr()
+        # The last checkpoint is that of the second step.
+        said = capsys.readouterr().err
+        assert "fym: stopped; the same command goes on after step 2 of the temporal stage\n" in said
         assert cli.main(arguments) == 0
         out = capsys.readouterr().out
         assert "of the temporal stage" in out and "spatial 3/3" not in out and "temporal 6/6" in out

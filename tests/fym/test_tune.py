@@ -17,6 +17,7 @@ from fym import tune
 from fym.checkpoint import load_checkpoint
 from fym.config import load_config
 from fym.console import QuietConsole
+from fym.environment import deterministic
 from fym.errors import UserError
 from fym.estimate import estimate
 from fym.families import load_family
@@ -24,6 +25,7 @@ from fym.material import Material, SparseClip, read_references
 from fym.motion_file import load_motion_file
 from fym.stage import rate_factor
 from fym.state import begin
+from fym.stopping import Stopped
 from fym.video import write_clip
 
 STEPS = 6  # of each stage
@@ -31,16 +33,16 @@ HEADS = [[0, 1, 0], [1, 0, 1]]  # kinds planted in most runs: 0 spatial, 1 tempo
 
 
 class InterruptingConsole(QuietConsole):
-    """Presses Ctrl-C after one step of a stage."""
+    """Presses Ctrl-C, or does what else stops a run, after one step of a stage."""
 
-    def __init__(self, stage, step):
+    def __init__(self, stage, step, stop=lambda: signal.raise_signal(signal.SIGINT)):
         super().__init__()
-        self.where = (stage, step)
+        self.where, self.stop = (stage, step), stop
 
     def step(self, stage, step, row):
         super().step(stage, step, row)
         if (stage, step) == self.where:
-            signal.raise_signal(signal.SIGINT)
+            self.stop()
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +185,32 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(uninterrupted,
     run(configure(), tmp_path)
     assert_same(uninterrupted, tmp_path)
     assert log_of(tmp_path) == log_of(uninterrupted)
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "stop file"])
+def test_sigterm_and_a_stop_file_do_what_ctrl_c_does(uninterrupted, configure, tmp_path, how):
+    """A file of an earlier go stops nothing; deterministic algorithms and TensorBoard change no bit here."""
+    config = configure(tune__tensorboard=True)
+    (tmp_path / "stop").touch()
+
+    def stop():
+        if how == "SIGTERM":
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            (tmp_path / "stop").touch()
+
+    with pytest.raises(Stopped) as stopped:
+        run(config, tmp_path, InterruptingConsole("temporal", 3, stop))
+    assert stopped.value.number == (signal.SIGTERM if how == "SIGTERM" else signal.SIGINT)
+    kept = load_checkpoint(tmp_path / "checkpoints")
+    assert (kept.record["stage"], kept.record["step"]) == ("temporal", 3)
+    assert not (tmp_path / "stop").exists()
+    with deterministic(True):
+        run(config, tmp_path)
+    assert_same(uninterrupted, tmp_path)
+    assert {path.name for path in (tmp_path / "tensorboard").iterdir()} == {"spatial", "temporal", "samples"}
+    goes = json.loads((tmp_path / "environment.json").read_text())
+    assert [len(go["settings"]) for go in goes] == [len(goes[0]["settings"]), len(goes[0]["settings"]) + 1]
 
 
 @pytest.mark.parametrize(
