@@ -71,7 +71,7 @@ def run_stage(
 ) -> list[float]:
     """Trains `state.adapters[stage.name]` from `state.step` on; returns the seconds of each step.
 
-    Checkpoints go to `folder`, which lies in the run directory, by the first of `ranks`. Raises UserError at a
+    The first of `ranks` writes checkpoints to `folder` in the run directory. Raises UserError at a
     loss that is not finite (before the step is taken) and when a process is lost, and Stopped, after a
     checkpoint, when the run was asked to stop.
     """

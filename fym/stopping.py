@@ -70,8 +70,8 @@ def asked_between_steps(run_dir: Path) -> Iterator[Callable[[], int]]:
     try:
         yield asked
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for caught, handler in before.items():
+            signal.signal(caught, handler)
         if came:
             remove_stop_file(run_dir)
 

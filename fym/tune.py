@@ -133,6 +133,8 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
                         family.free_encoders(keep_vae=encodes_later(config.temporal))
                     ranks.wait()
 
+            if state.step:
+                sample_now(state.step)  # in case the run was stopped between the step and its sample
             _tune(family, stages[-1], state, run_dir, log, timings, console, ranks, sample_now)
     finally:
         if log is not None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from damage import damaged
 from safetensors.torch import save, save_file
 
+from benchmarks.damage import damaged
 from fym import cli
 from fym.checkpoint import digest
 from fym.errors import UserError

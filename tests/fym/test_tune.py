@@ -415,6 +415,17 @@ def test_every_option_of_the_temporal_stage_trains(configure, planted, tmp_path)
     assert steps == [2, 4, 6]
 
 
+def test_a_sample_that_a_stop_left_out_is_made_when_the_run_goes_on(configure, planted, tmp_path):
+    """The checkpoint of a step comes before its sample; in between a run may be stopped or killed."""
+    config = configure(tune__sample_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path, InterruptingConsole("temporal", 2))
+    assert not (tmp_path / "samples").exists()
+    run(config, tmp_path)
+    rows = json.loads((tmp_path / "samples" / "samples.json").read_text())
+    assert [row["step"] for row in rows] == [2, 4, STEPS]
+
+
 def test_a_clip_is_classified_alone(configure, tmp_path):
     found = tune.classify_clip(configure(), tmp_path, console=QuietConsole())
     assert found.kind.shape == (2, 3)
