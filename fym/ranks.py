@@ -1,14 +1,14 @@
 """The processes of one run, as torchrun and accelerate start them: what each does and what they exchange.
 
-All draw the same random numbers; each works on its share of the samples of a step, and the gradients are
-added up, so that all hold the same adapters. The first process alone writes. Started otherwise there is one
-process, and nothing here does anything.
+All draw the same random numbers; each works on its share of a step's samples, or on a band of some where
+there are fewer samples than processes, and the gradients are added up, so that all hold the same adapters.
+The first process alone writes. Started otherwise there is one process, and nothing here does anything.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,12 +19,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fym.bands import Band, answered
 from fym.config import Config
 from fym.errors import UserError
 from fym.families.loading import pick_device
 
 LONGEST_STEP = timedelta(minutes=10)  # after which a process that does not answer counts as lost
 LONGEST_WAIT = timedelta(days=1)  # for what the first process does alone: encode, classify, make samples
+Axis = Callable[[int], int | None]
 
 
 @dataclass(frozen=True)
@@ -45,16 +47,38 @@ class Ranks:
         """Whether this process writes files and talks to the user."""
         return self.rank == 0
 
-    def share(self, samples: int) -> slice:
-        """The samples of a step that this process works on, perhaps none; all shares make the whole."""
-        return slice(samples * self.rank // self.size, samples * (self.rank + 1) // self.size)
+    def bands(self, stage: str, samples: int, axis: Axis) -> int:
+        """Into how many bands the samples of a step are split: as few as give every process work.
+
+        axis(c): along which axis c bands can be made, None for none. UserError where some would be idle.
+        """
+        for count in range(1, self.size + 1):
+            teams, rest = divmod(self.size, count)
+            if not rest and teams <= samples and (count == 1 or axis(count) is not None):
+                return count
+        raise UserError(
+            f"{self.size} processes are too many for the {stage} stage",
+            f"a step of {samples} samples cannot be shared by all of them, and this model and clip size do "
+            "not allow bands of equal size that would do",
+            f"Use fewer processes, or a larger --set {stage}.batch_size",
+        )
+
+    def share(self, stage: str, samples: int, axis: Axis) -> tuple[slice, Band | None]:
+        """The samples of a step that this process works on, and the band of them, if not all. See `bands`."""
+        bands = self.bands(stage, samples, axis)
+        teams, team = self.size // bands, self.rank // bands
+        mine = slice(samples * team // teams, samples * (team + 1) // teams)
+        along = axis(bands) if bands > 1 else None
+        if along is None:
+            return mine, None
+        return mine, Band(along, self.rank % bands, bands, _team(bands))
 
     def sum(self, figures: Sequence[float]) -> list[float]:
         """Numbers added up over the processes."""
         if self.size == 1:
             return list(figures)
         total = torch.tensor(figures, dtype=torch.float64)
-        with _answered():
+        with answered():
             dist.all_reduce(total)
         return list(total.tolist())
 
@@ -63,17 +87,17 @@ class Ranks:
         if self.size == 1:
             return number
         largest = torch.tensor(number)
-        with _answered():
+        with answered():
             dist.all_reduce(largest, dist.ReduceOp.MAX)
         return int(largest)
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Adds up the gradients over the processes, in place; those of a process without samples are 0."""
+        """Adds up the gradients over the processes, in place."""
         if self.size == 1:
             return
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         flat = torch.cat([grad.flatten() for grad in grads])
-        with _answered():
+        with answered():
             dist.all_reduce(flat)
         for parameter, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = grad.view_as(parameter)
@@ -81,7 +105,7 @@ class Ranks:
     def wait(self) -> None:
         """Returns when all processes have come here."""
         if self.size > 1:
-            with _answered():
+            with answered():
                 dist.all_reduce(torch.zeros(1), group=self.patient)
 
     @contextmanager
@@ -95,6 +119,13 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+@cache
+def _team(size: int) -> Any:
+    """The group of this process where neighbours make groups of `size`; made by all at the same time."""
+    group, _ = dist.new_subgroups(size, timeout=LONGEST_STEP)
+    return group
 
 
 @cache
@@ -143,21 +174,10 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def check_shares(config: Config, ranks: Ranks) -> None:
-    """UserError unless every process has samples to work on and a device to do it."""
+def check_device(config: Config, ranks: Ranks) -> None:
+    """UserError unless every process has a device of its own."""
     if ranks.size == 1:
         return
-    small = [
-        f"{name}.batch_size={ranks.size}"
-        for name, stage in (("spatial", config.spatial), ("temporal", config.temporal))
-        if stage.steps and stage.batch_size < ranks.size
-    ]
-    if small:
-        raise UserError(
-            f"{ranks.size} processes have too few samples to share",
-            "each takes some of a step's",
-            f"Use --set {' --set '.join(small)}, or fewer processes",
-        )
     device = pick_device(config.model.device)
     if device.type == "cuda" and device.index is not None:
         raise UserError(
@@ -175,17 +195,3 @@ def check_shares(config: Config, ranks: Ranks) -> None:
 
 def _local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
-
-
-@contextmanager
-def _answered() -> Iterator[None]:
-    """An exchange; what torch raises for a process that is gone or stuck becomes a sentence."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise UserError(
-            "A process of this run was lost",
-            f"it no longer answers ({str(error).splitlines()[0]})",
-            "Run the same command again, with as many processes as there are: it goes on after the last "
-            "checkpoint",
-        ) from error

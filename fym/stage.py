@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from fym.checkpoint import load_checkpoint, save_checkpoint
 from fym.config import StageConfig, TuneConfig
 from fym.console import Console
 from fym.errors import UserError
-from fym.families.base import Family
+from fym.families.base import AttentionControl, Family
 from fym.losses import logged_terms, tuning_loss
 from fym.ranks import ALONE, Ranks
 from fym.runlog import StepLog
@@ -93,7 +94,7 @@ def run_stage(
                     active = [(state.adapters[name], 1.0) for name in sample.active]
                     stacks[sample.active] = family.stack(active)
                 control.stack, control.time_positions = stacks[sample.active], sample.positions
-                figures = ranks.sum(_backward(family, stage, state.generator, sample, ranks))
+                figures = ranks.sum(_backward(family, stage, state.generator, sample, control, ranks))
                 ranks.sum_gradients(parameters)
                 norm = torch.nn.utils.clip_grad_norm_(parameters, tune.grad_clip or float("inf"))
                 loss, grad_norm = figures[0], float(norm)
@@ -135,12 +136,17 @@ def rate_factor(step: int, steps: int, decay: float) -> float:
 
 
 def _backward(
-    family: Family, stage: Stage, generator: torch.Generator, sample: Sample, ranks: Ranks
+    family: Family,
+    stage: Stage,
+    generator: torch.Generator,
+    sample: Sample,
+    control: AttentionControl,
+    ranks: Ranks,
 ) -> tuple[float, float, float]:
     """Gradients of this process's part of the loss of one noisy batch; that part, and of its two terms.
 
-    The loss is a mean over the samples, so the parts of all processes add up to it. All random numbers are
-    drawn on the CPU, by every process for all samples.
+    The loss is a mean over the samples, so the parts of all processes add up to it, and so do gradients. All
+    random numbers are drawn on the CPU, by every process for all samples.
     """
     schedule, latents = family.schedule, sample.latents
     sigma = schedule.draw(
@@ -148,19 +154,23 @@ def _backward(
     )
     noise = torch.randn(latents.shape, generator=generator)
     anchor = int(torch.randint(latents.shape[2], (1,), generator=generator)) if stage.debias else None
-    mine = ranks.share(len(latents))
+    mine, band = ranks.share(stage.name, len(latents), partial(family.band_axis, latents))
     part = (mine.stop - mine.start) / len(latents)
-    if not part:
-        return 0.0, 0.0, 0.0
     latents, noise, sigma = latents[mine], noise[mine].to(latents.device), sigma[mine].to(latents.device)
     noisy, target = schedule.add_noise(latents, noise, sigma), schedule.target(latents, noise, sigma)
     weight = schedule.weight(sigma, stage.tune.weighting)
-    pred = family.predict(noisy, schedule.timestep(sigma), sample.text)
+    control.band, timestep = band, schedule.timestep(sigma)
+    if band is None:
+        pred = family.predict(noisy, timestep, sample.text)
+    else:
+        pred = band.whole(family.predict(band.of(noisy), timestep, sample.text))
     loss = tuning_loss(pred, target, weight, motion_weight=stage.motion_weight, anchor=anchor)
     if part != 1:
         loss = loss * part
     loss.backward()
     flow, motion = logged_terms(pred.detach(), target, weight)
+    if band is not None:  # each of its processes has the loss of the whole
+        part, loss = part / band.count, loss / band.count
     return float(loss.detach()), flow * part, motion * part
 
 

@@ -33,9 +33,10 @@ from fym.heads import HeadMap, classify, mean_map
 from fym.material import Material, SparseClip, encodes_later, lowest_noise, read_references
 from fym.motion_file import MotionFile, load_motion_file, save_motion_file
 from fym.plan import Plan, Table, heads_table
-from fym.ranks import Ranks, check_shares, launched
+from fym.ranks import Ranks, check_device, launched
 from fym.runlog import STAGES, StepLog, Timings
 from fym.samples import Samples
+from fym.sharing import sharing_table
 from fym.stage import Stage, run_stage
 from fym.state import TuningState, begin, check_same_run
 from fym.stopping import remove_stop_file
@@ -71,7 +72,7 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
     Stopped (a KeyboardInterrupt) after Ctrl-C, SIGTERM or `touch RUN/stop`, with a checkpoint written.
     """
     run_dir, ranks = Path(run_dir), launched()
-    check_shares(config, ranks)
+    check_device(config, ranks)
     check_same_run(config, run_dir)
     tracker = open_tracker(config.tune, run_dir)
     if ranks.first:
@@ -93,6 +94,10 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
     samples = Samples(run_dir, config.generate, config.clip.prompt, tracker)
     with ranks.first_ahead():
         sparse = _prepare(materials, config, run_dir, timings)
+        if ranks.size > 1:
+            wholes = [material.latents for material in materials]
+            title, rows = sharing_table(config, family, wholes, ranks)
+            console.table(title, rows)
         if ranks.first:
             samples.encode(family)
         family.free_encoders(keep_vae=encodes_later(config.temporal))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fym.adapters import AdapterStack, HeadLora
+from fym.bands import Band
 from fym.flow import Schedule
 
 OnQK = Callable[[int, Tensor, Tensor], None]
@@ -28,25 +29,33 @@ class AttentionControl:
 
     time_positions: (F',) float64 places of the latent frames on the time axis, None = 0, 1, 2, ...
     on_qk(layer, query, key): called with (B,S,H,D) after norm and RoPE. grid: set by each forward pass.
+    band: the part of the clip that the forward pass is given, where other processes have the rest.
     """
 
     stack: AdapterStack = field(default_factory=AdapterStack)
     time_positions: Tensor | None = None
     on_qk: OnQK | None = None
+    band: Band | None = None
     grid: tuple[int, int, int] = (0, 0, 0)
     _axes: dict[tuple[int, int, int], tuple[Tensor, ...]] = field(default_factory=dict)
 
     def positions(self) -> tuple[Tensor, Tensor, Tensor]:
         """Positions of the (time, row, column) axes for the grid of the present forward pass."""
-        if self.grid not in self._axes:
-            self._axes[self.grid] = tuple(torch.arange(n, dtype=torch.float64) for n in self.grid)
-        frames, rows, columns = self._axes[self.grid]
+        whole, band = self.grid, self.band
+        if band is not None:
+            frames, rows, columns = (n * band.count if k == band.axis else n for k, n in enumerate(whole))
+            whole = frames, rows, columns
+        if whole not in self._axes:
+            self._axes[whole] = tuple(torch.arange(n, dtype=torch.float64) for n in whole)
         time = self.time_positions
-        if time is not None and len(time) != len(frames):
-            raise ValueError(
-                f"time_positions has {len(time)} entries; the clip has {len(frames)} latent frames"
-            )
-        return (frames if time is None else time), rows, columns
+        if time is not None and len(time) != whole[0]:
+            raise ValueError(f"time_positions has {len(time)} entries; the clip has {whole[0]} latent frames")
+        axes = list(self._axes[whole])
+        if time is not None:
+            axes[0] = time
+        if band is not None:
+            axes[band.axis] = axes[band.axis].chunk(band.count)[band.index]
+        return axes[0], axes[1], axes[2]
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,11 @@ class Family(ABC):
     @property
     def default_fps(self) -> float:
         return self.defaults.fps
+
+    def band_axis(self, latents: Tensor, bands: int) -> int | None:
+        """Along which axis, 0 time, 1 rows or 2 columns, a forward pass on latents (...,F',h,w) can be split
+        into bands that processes work on (fym.bands); None: it cannot."""
+        return None
 
     def stack(self, adapters: Sequence[tuple[HeadLora, float]]) -> AdapterStack:
         """Adapters with their strengths, laid out as it is quickest for the model's dtype."""

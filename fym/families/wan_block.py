@@ -54,14 +54,19 @@ class WanSelfAttention:
         query, key = normalise_rotate(attn, query, key, control.positions(), self.axes_dim, self.lean)
         if control.on_qk is not None:
             control.on_qk(self.layer, query, key)
+        value = value.unflatten(2, (attn.heads, -1))
+        if control.band is not None:
+            query, key, value = control.band.by_heads(torch.stack((query, key, value)))
         attended = dispatch_attention_fn(
             query,
             key,
-            value.unflatten(2, (attn.heads, -1)),
+            value,
             attn_mask=attention_mask,
             backend=self._attention_backend,
             parallel_config=self._parallel_config,
         )
+        if control.band is not None:
+            attended = control.band.by_tokens(attended)
         return attn.to_out[1](project_out(attn, attended.flatten(2, 3), control.stack, self.layer))
 
 

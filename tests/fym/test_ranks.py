@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,13 @@ from safetensors.torch import load_file
 
 import fym
 from fym import stage, tune
+from fym.bands import Band
 from fym.checkpoint import load_checkpoint
 from fym.config import load_config, to_toml
 from fym.console import QuietConsole
 from fym.errors import UserError
-from fym.ranks import ALONE, Ranks, check_shares
+from fym.families.base import AttentionControl
+from fym.ranks import ALONE, Ranks, check_device
 from fym.video import write_clip
 
 STEPS = 3  # of each stage
@@ -54,7 +57,9 @@ class Stop(QuietConsole):
 
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
-for name, console in (("two", QuietConsole()), ("begun", QuietConsole()), ("stopped", Stop())):
+for name, console in (
+    ("two", QuietConsole()), ("begun", QuietConsole()), ("stopped", Stop()), ("bands", QuietConsole())
+):
     try:
         tune.train(load_config(place / f"{name}.toml"), place / name, console=console)
         assert name != "stopped"
@@ -77,7 +82,7 @@ def clip_path(tmp_path_factory, moving_square):
 def configure(tiny_wan, clip_path):
     def make(**changes):
         settings = {
-            "model.path": str(tiny_wan()),
+            "model.path": str(tiny_wan(heads=2)),
             "clip.path": str(clip_path),
             "clip.prompt": "a square",
             "heads.grouping": "all",
@@ -85,7 +90,6 @@ def configure(tiny_wan, clip_path):
             "temporal.sparse_frames": 9,
             "temporal.picking": "phase",
             "temporal.debias": True,
-            "temporal.whole_share": 1 / STEPS,
             "tune.checkpoint_every": 1,
             "tune.keep": 100,
             "generate.steps": 1,
@@ -111,32 +115,36 @@ class Interrupting(QuietConsole):
             signal.raise_signal(signal.SIGINT)
 
 
-def in_turn(family, of, generator, sample, ranks):
+def in_turn(family, of, generator, sample, control, ranks):
     """What two processes do, by one, the second share after the first: their gradients add up."""
     before, figures = generator.get_state(), []
     for number in range(2):
         generator.set_state(before)
-        figures.append(BACKWARD(family, of, generator, sample, Ranks(number, 2)))
+        figures.append(BACKWARD(family, of, generator, sample, control, Ranks(number, 2)))
     return tuple(map(sum, zip(*figures, strict=True)))
 
 
 BACKWARD = stage._backward
+ONE_SAMPLE = {"spatial.batch_size": 1, "temporal.batch_size": 1, "temporal.whole_share": 1 / STEPS}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, configure):
     """Folder of the runs: `one` by one process, `turns` by one that takes two shares in turn, `two` by two
-    processes, `begun` by one in turn and then by two, `stopped` by two and then by one in turn."""
+    processes, `begun` by one in turn and then by two, `stopped` by two and then by one in turn; `whole` by
+    one and `bands` by two processes, with one sample a step."""
     place = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fym.report.write_report", lambda run_dir: run_dir / "report.html")
         tune.train(configure(), place / "one", console=QuietConsole())
+        tune.train(configure(**ONE_SAMPLE), place / "whole", console=QuietConsole())
         patch.setattr(stage, "_backward", in_turn)
         tune.train(configure(), place / "turns", console=QuietConsole())
         with pytest.raises(KeyboardInterrupt):
             tune.train(configure(), place / "begun", console=Interrupting("temporal", 1))
-        for name in ("two", "begun", "stopped"):
-            (place / f"{name}.toml").write_text(to_toml(configure()))
+        for name in ("two", "begun", "stopped", "bands"):
+            config = configure(**(ONE_SAMPLE if name == "bands" else {}))
+            (place / f"{name}.toml").write_text(to_toml(config))
         two_processes(place)
         assert not (place / "stopped" / "motion.safetensors").exists()
         tune.train(configure(), place / "stopped", console=QuietConsole())
@@ -179,15 +187,16 @@ def test_processes_equal_one_that_takes_their_shares_in_turn_bit_for_bit(runs, n
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
-def test_gradients_and_motion_file_equal_those_of_one_process_within_rounding(runs):
+@pytest.mark.parametrize(("alone", "together"), [("one", "two"), ("whole", "bands")])
+def test_gradients_and_motion_file_equal_those_of_one_process_within_rounding(runs, alone, together):
     """The first moments after a stage's first step are its gradients. AdamW takes an entry whose gradient is
     rounding alone for one like any other, so that the files agree less than gradients do."""
     for name, bound in (("0-spatial-000001", 1e-5), ("1-temporal-000001", 1e-3)):
-        one, two = (load_file(runs / r / "checkpoints" / f"{name}.safetensors") for r in ("one", "two"))
+        one, two = (load_file(runs / r / "checkpoints" / f"{name}.safetensors") for r in (alone, together))
         moments = [key for key in one if key.endswith("exp_avg")]
         gradients = [torch.cat([each[key].flatten() for key in moments]) for each in (one, two)]
         assert gradients[0].norm() > 0 and relative(*gradients) < bound, name
-    one, two = adapters_of(runs / "one"), adapters_of(runs / "two")
+    one, two = adapters_of(runs / alone), adapters_of(runs / together)
     pairs = [(key, key.replace("lora_A", "lora_B")) for key in one if "lora_A" in key]
     assert pairs and all(relative(one[b] @ one[a], two[b] @ two[a]) < 1e-2 for a, b in pairs)
 
@@ -196,8 +205,9 @@ def relative(ours, theirs):
     return float((ours - theirs).norm() / ours.norm())
 
 
-def test_the_log_is_that_of_one_process(runs):
-    one, two = ((runs / name / "train.jsonl").read_text().splitlines() for name in ("one", "two"))
+@pytest.mark.parametrize(("alone", "together"), [("one", "two"), ("whole", "bands")])
+def test_the_log_is_that_of_one_process(runs, alone, together):
+    one, two = ((runs / name / "train.jsonl").read_text().splitlines() for name in (alone, together))
     assert len(one) == len(two) == 2 * STEPS
     for a, b in zip(one, two, strict=True):
         a, b = json.loads(a), json.loads(b)
@@ -208,7 +218,7 @@ def test_the_log_is_that_of_one_process(runs):
 
 def test_a_lost_process_ends_the_run_with_a_sentence_and_a_checkpoint(configure, tmp_path):
     """torchrun and the command line; the second process is killed while both train."""
-    config = configure(temporal__steps=100_000, temporal__whole_share=0.0, tune__keep=3)
+    config = configure(temporal__steps=100_000, tune__keep=3)
     (tmp_path / "config.toml").write_text(to_toml(config))
     folder = tmp_path / "run"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -237,12 +247,47 @@ def environment_of(pid):
     return dict(entry.split("=", 1) for entry in entries if "=" in entry)
 
 
-def test_shares_are_all_samples_once():
-    for size in (1, 2, 3, 5):
+def test_shares_are_all_samples_once(monkeypatch):
+    """Whole samples where there are enough, else as few bands as give every process work."""
+    monkeypatch.setattr("fym.ranks._team", lambda size: None)
+    for size in (1, 2, 3, 4, 6):
         for samples in (1, 2, 4, 7):
-            shares = [list(range(samples))[Ranks(rank, size).share(samples)] for rank in range(size)]
-            assert [index for share in shares for index in share] == list(range(samples))
-            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+            done, counts = [], set()
+            for rank in range(size):
+                mine, band = Ranks(rank, size).share("spatial", samples, lambda count: 2)
+                bands = 1 if band is None else band.count
+                done += [(index, band.index if band else 0) for index in range(samples)[mine]]
+                counts.add(bands)
+            [bands] = counts
+            assert sorted(done) == [(index, part) for index in range(samples) for part in range(bands)]
+            assert (bands == 1) == (samples >= size)
+
+
+def test_too_few_samples_are_refused_with_what_to_set(tiny_family):
+    """The tiny model has 3 heads, and 2 x 3 tokens in a frame."""
+    latents = torch.empty(16, 5, 4, 6)
+    assert [tiny_family.band_axis(latents, bands) for bands in (2, 3)] == [None, 2]
+    axis = partial(tiny_family.band_axis, latents)
+    assert Ranks(0, 3).bands("spatial", 1, axis) == 3 and Ranks(0, 6).bands("spatial", 2, axis) == 3
+    with pytest.raises(UserError, match=r"2 processes are too many for the spatial.*spatial\.batch_size"):
+        Ranks(0, 2).bands("spatial", 1, axis)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_bands_sit_where_they_are_in_the_clip(axis):
+    """Latents and positions of all bands, put together, are those of the whole clip."""
+    latents, times = torch.randn(2, 4, 6, 8, 12), torch.tensor([0.0, 1, 3, 4, 7, 9])
+    whole = AttentionControl(time_positions=times, grid=(6, 4, 6)).positions()
+    parts, places = [], []
+    for index in range(2):
+        band = Band(axis, index, 2, None)
+        parts.append(band.of(latents))
+        grid = tuple(n // 2 if k == axis else n for k, n in enumerate((6, 4, 6)))
+        places.append(AttentionControl(time_positions=times, band=band, grid=grid).positions())
+    assert torch.equal(torch.cat(parts, axis - 3), latents)
+    for k in range(3):
+        both = torch.cat([place[k] for place in places]) if k == axis else places[0][k]
+        assert torch.equal(both, whole[k])
 
 
 def test_one_process_exchanges_nothing():
@@ -252,17 +297,10 @@ def test_one_process_exchanges_nothing():
     assert parameter.grad is None and ALONE.sum([1.5, 2]) == [1.5, 2] and ALONE.most(3) == 3
 
 
-def test_too_few_samples_are_refused_with_what_to_set(configure):
-    check_shares(configure(), Ranks(0, 3))
-    with pytest.raises(UserError, match=r"4 processes.*--set spatial\.batch_size=4 --set temporal\.batch"):
-        check_shares(configure(), Ranks(0, 4))
-    check_shares(configure(spatial__steps=0, temporal__batch_size=4), Ranks(0, 4))
-
-
 def test_a_gpu_named_by_number_is_refused(configure, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match="cuda:0 is one GPU and 2 processes"):
-        check_shares(configure(model__device="cuda:0"), Ranks(0, 2))
+        check_device(configure(model__device="cuda:0"), Ranks(0, 2))
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(UserError, match=r"Process 1 .* has no GPU.*--nproc-per-node 1"):
-        check_shares(configure(model__device="cuda"), Ranks(1, 2))
+        check_device(configure(model__device="cuda"), Ranks(1, 2))
