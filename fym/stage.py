@@ -85,7 +85,8 @@ def run_stage(
     console.start_stage(stage.name, settings.steps)
     try:
         everything = [(adapter, 1.0) for adapter in state.adapters.values()]
-        with family.attention(adapters=everything) as control, asked_between_steps(folder.parent) as asked:
+        looked_at = folder.parent if ranks.first else None
+        with family.attention(adapters=everything) as control, asked_between_steps(looked_at) as asked:
             memory.reset_peak(family.device)
             for step in range(state.step + 1, settings.steps + 1):
                 started = time.perf_counter()

@@ -47,11 +47,12 @@ def sigterm_stops() -> Iterator[None]:
 
 
 @contextmanager
-def asked_between_steps(run_dir: Path) -> Iterator[Callable[[], int]]:
+def asked_between_steps(run_dir: Path | None) -> Iterator[Callable[[], int]]:
     """Gives a question to ask after each step: which signal wants the run to stop? 0 for none, SIGINT for
     the stop file, which goes when the block ends. A signal that comes a second time acts at once.
+    run_dir: None where another process of the run looks for the file.
     """
-    file, came = run_dir / STOP_FILE, list[int]()
+    came: list[int] = []
     before: dict[int, Any] = {}
 
     def note(number: int, frame: Any) -> None:
@@ -59,7 +60,7 @@ def asked_between_steps(run_dir: Path) -> Iterator[Callable[[], int]]:
         signal.signal(number, before[number])
 
     def asked() -> int:
-        if not came and file.exists():
+        if not came and run_dir is not None and (run_dir / STOP_FILE).exists():
             came.append(signal.SIGINT)
         return came[0] if came else 0
 
@@ -72,7 +73,7 @@ def asked_between_steps(run_dir: Path) -> Iterator[Callable[[], int]]:
     finally:
         for caught, handler in before.items():
             signal.signal(caught, handler)
-        if came:
+        if came and run_dir is not None:
             remove_stop_file(run_dir)
 
 
