@@ -23,7 +23,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_the_list_for_programs_has_all_but_the_frames(capsys):
     record = json.loads(run(capsys, "list", "--json", "--part", "synthetic", "--split", "test"))
-    assert (record["dataset"], record["version"]) == ("fym-motionbench", "1")
+    assert (record["dataset"], record["version"]) == ("fym-motionbench", "2")
     assert {row["split"] for row in record["cases"]} == {"test"}
     for row in record["cases"]:
         assert row["prompt"]
@@ -36,7 +36,7 @@ def test_the_list_for_people(capsys, tmp_path):
     for name in ("bear", "my-cat"):
         (tmp_path / "JPEGImages" / "480p" / name).mkdir(parents=True)
     out = run(capsys, "list", "--real", str(tmp_path), "--part", "real")
-    assert "fym-motionbench 1: 14 cases" in out
+    assert "fym-motionbench 2: 14 cases" in out
     assert "object, real" in out
     assert "unsorted, real (1)" in out
     assert "no prompts" in out
