@@ -40,11 +40,18 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     path = folder / f"{checkpoint.name}.safetensors"
     write_file(path, data)
     write_file(folder / POINTER, path.name)
+    keep_newest(folder, keep)
+    return path
+
+
+def keep_newest(folder: Path, keep: int) -> None:
+    """Removes all checkpoints but the newest `keep` and the one of `latest`, and what a killed write left."""
+    pointer = folder / POINTER
+    latest = pointer.read_text("utf-8").strip() if pointer.is_file() else ""
     for old in _newest_first(folder)[max(keep, 1) :]:
-        if old != path:
+        if old.name != latest:
             old.unlink(missing_ok=True)
     remove_parts(folder)
-    return path
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from fym.checkpoint import load_checkpoint, save_checkpoint
+from fym.checkpoint import keep_newest, load_checkpoint, save_checkpoint
 from fym.checks import run_directory
 from fym.config import Config, to_toml
 from fym.console import Console
@@ -148,6 +148,7 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
     if ranks.first:
         from fym.report import write_report
 
+        keep_newest(run_dir / "checkpoints", config.tune.keep)  # a kill may have come just before that
         about["norm_leak"] = _leak(family, state, sparse[0])
         leak = f"{about['norm_leak']:.2%}"
         console.info(f"the heads without an adapter change by {leak} through the common norm")

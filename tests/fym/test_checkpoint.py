@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from fym.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fym.checkpoint import Checkpoint, keep_newest, load_checkpoint, save_checkpoint
 
 
 def numbered(step):
@@ -40,6 +40,14 @@ def test_only_the_newest_are_kept_and_left_overs_of_a_killed_writer_go(tmp_path)
         "0-spatial-000005.safetensors",
         "latest",
     ]
+
+
+def test_what_a_kill_left_over_goes_but_never_the_latest(tmp_path):
+    for step in range(1, 6):
+        save_checkpoint(tmp_path, numbered(step), keep=5)
+    (tmp_path / "latest").write_text("0-spatial-000001.safetensors")
+    keep_newest(tmp_path, 2)
+    assert sorted(p.stem[-1] for p in tmp_path.glob("*.safetensors")) == ["1", "4", "5"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "gone", "text"])
