@@ -170,10 +170,7 @@ def classify_clip(config: Config, run_dir: Path, *, console: Console) -> HeadMap
 
 def _load(config: Config) -> Family:
     model = config.model
-    family = load_family(model.path, dtype=model.dtype, device=model.device)
-    if model.vae == "tiled":
-        family.tile_vae()
-    return family
+    return load_family(model.path, dtype=model.dtype, device=model.device, vae=model.vae)
 
 
 def _materials(

@@ -334,3 +334,11 @@ def test_sizes_that_do_not_fit_get_the_nearest_that_do(tiny_family):
     tiny_family.check_size(32, 48)
     with pytest.raises(UserError, match="--height 32 --width 64"):
         tiny_family.check_size(33, 60)
+
+
+def test_a_model_is_loaded_with_a_tiled_vae_where_it_can_be(tiny_wan):
+    folder = str(tiny_wan())
+    assert not load_family(folder).pipeline.vae.use_tiling
+    assert load_family(folder, vae="tiled").pipeline.vae.use_tiling
+    with pytest.raises(UserError, match="tile"):
+        load_family("embedded", vae="tiled")
