@@ -80,17 +80,23 @@ def _shake(t: np.ndarray, rng: np.random.Generator) -> Camera:
 
 def _wander(t: np.ndarray, rng: np.random.Generator) -> Camera:
     """A smooth random way, two times in five also with a changing magnification or turn."""
-    way = np.stack([smooth(t, rng) for _ in range(2)], 1) * rng.uniform(8, 26)
-    zoom = 1.9 ** (smooth(t, rng) * rng.uniform(0.4, 1)) if rng.random() < 0.4 else np.ones(1)
-    roll = smooth(t, rng) * rng.uniform(0.4, 1.3) if rng.random() < 0.4 else np.zeros(1)
+    way = np.stack([_swing(t, rng) for _ in range(2)], 1) * rng.uniform(8, 26)
+    zoom = 1.9 ** (_swing(t, rng) * rng.uniform(0.4, 1)) if rng.random() < 0.4 else np.ones(1)
+    roll = _swing(t, rng) * rng.uniform(0.4, 1.3) if rng.random() < 0.4 else np.zeros(1)
     return Camera(SIZE / 2 + way, zoom, roll)
 
 
-def smooth(t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(F,) a random course of range 1 around 0: three sinusoids of up to 1.7 periods."""
+def course(t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(F,) three random sinusoids of 0.2 to 1.7 periods, added up."""
     out = np.zeros(len(t))
     for frequency in rng.uniform(0.2, 1.7, 3):
         out += rng.normal() * np.sin(2 * math.pi * (frequency * t + rng.uniform())) / (0.5 + frequency)
+    return out
+
+
+def _swing(t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(F,) a course of range 1 around 0."""
+    out = course(t, rng)
     return (out - out.mean()) / max(float(np.ptp(out)), 1e-6)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fym.embedded.scenes.camera import SIZE
+from fym.embedded.scenes.camera import SIZE, course
 
 FRAMES = 49
 FPS = 16
@@ -55,13 +55,8 @@ def _still(t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _wander(t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A smooth random path: three random low-frequency sinusoids on each axis."""
-    out = np.zeros((len(t), 2))
-    for axis in range(2):
-        for frequency in rng.uniform(0.2, 1.7, 3):
-            out[:, axis] += (
-                rng.normal() * np.sin(2 * math.pi * (frequency * t + rng.uniform())) / (0.5 + frequency)
-            )
+    """A smooth random path: a random course on each axis."""
+    out = np.stack([course(t, rng) for _ in range(2)], 1)
     out = (out - out.mean(0)) / max(float(np.ptp(out, axis=0).max()), 1e-6) * rng.uniform(10, 30)
     return out + _start(rng)
 
