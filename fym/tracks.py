@@ -65,10 +65,14 @@ class Tracks:
         lag = min(lag, self.points.shape[1] - 1)
         return self.points[:, lag:] - self.points[:, :-lag], self.visible[:, lag:] & self.visible[:, :-lag]
 
+    def moves(self) -> tuple[Bools, Bools]:
+        """Whether a track is seen to move faster than the dead zone, and whether it is seen (N, F-lag)."""
+        step, seen = self.displacements()
+        return (np.linalg.norm(step, axis=-1) > self.dead_zone) & seen, seen
+
     def moving(self) -> Bools:
         """(N,) whether a track anywhere moves faster than the dead zone."""
-        step, seen = self.displacements()
-        return ((np.linalg.norm(step, axis=-1) > self.dead_zone) & seen).any(axis=1)
+        return np.asarray(self.moves()[0].any(axis=1), np.bool_)
 
 
 def track(frames: Tensor | Bytes, *, grid: int = 16, starts: int = 4) -> Tracks:
@@ -207,9 +211,7 @@ def speed_ratio(reference: Tracks, other: Tracks) -> float:
 def moving_share(frames: Tensor | Bytes) -> float:
     """The share of the picture that moves, 0 to 1: of the points seen over `LAG` frames, those that leave the
     dead zone, the mean over the clip (F,H,W,3) uint8. Near 1 where the camera moves."""
-    tracks = track(frames, starts=1)
-    step, seen = tracks.displacements()
-    moves = (np.linalg.norm(step, axis=-1) > tracks.dead_zone) & seen
+    moves, seen = track(frames, starts=1).moves()
     return float(np.mean(moves.sum(0) / np.maximum(seen.sum(0), 1)))
 
 
