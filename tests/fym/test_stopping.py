@@ -63,6 +63,7 @@ def test_a_shell_that_ignores_sigterm_is_obeyed():
     try:
         with sigterm_stops():
             signal.raise_signal(signal.SIGTERM)
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGTERM, before)
 
