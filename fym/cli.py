@@ -8,6 +8,7 @@ help comes from there.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import sys
@@ -176,7 +177,9 @@ def generate(**given: Any) -> None:
     motions = {name: load_motion_file(name) for name in wanted.motion if name}
     check_same_model([(name, motion.metadata) for name, motion in motions.items()])
     model = config.model
-    family = load_family(model.path, dtype=model.dtype, device=model.device, vae=model.vae)
+    family = load_family(
+        model.path, dtype=model.dtype, device=model.device, vae=model.vae, quantise=model.quantise
+    )
     for motion in motions.values():
         check_matches(motion, family)
     for number, job in enumerate(jobs, 1):  # one at a time: what is finished is on disk
@@ -278,6 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not debug:  # the libraries' own remarks are for developers
         for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
             os.environ.setdefault(name, "error")
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         _processes()
         with stopping.sigterm_stops():

@@ -62,6 +62,12 @@ class ModelConfig:
         "faint seams); HunyuanVideo and CogVideoX always use tiles",
         choices=("whole", "tiled"),
     )
+    quantise: str = option(
+        "none",
+        "how the frozen weights of the transformer's blocks stand in memory: as they are, in 8 bits, or in 4 "
+        "(less exact); adapters stay in float32",
+        choices=("none", "int8", "nf4"),
+    )
 
 
 @dataclass

@@ -28,6 +28,7 @@ PACKAGES = (
     "av",
     "opencv-python-headless",
     "triton",
+    "bitsandbytes",
 )
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 SETTINGS = ("FYM_KERNELS_BACKEND", "TRITON_INTERPRET", "OMP_NUM_THREADS", CUBLAS)

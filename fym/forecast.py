@@ -20,6 +20,7 @@ import fym_kernels
 from fym.adapters import HeadLora
 from fym.config import Config, StageConfig
 from fym.families.pipeline import PipelineFamily
+from fym.families.quantised import num_weights
 from fym.losses import tuning_loss
 from fym.material import encodes_later
 from fym.positions import latent_frames, whole_clips
@@ -264,7 +265,7 @@ def _count(name: str, run: Callable[[], Any], parts: list[nn.Module], flops: flo
 
 def _forward_flops(family: PipelineFamily, tokens: int) -> float:
     """Of one clip: two for each weight of the layers and each token, and attention's two products."""
-    weights = sum(p.numel() for group in family.blocks() for block in group for p in block.parameters())
+    weights = sum(num_weights(block) for group in family.blocks() for block in group)
     width = family.num_heads * family.head_dim
     return 2.0 * weights * tokens + _attention_flops(family, tokens, width)
 

@@ -12,6 +12,7 @@ import fym_kernels
 from fym.adapters import HeadLora
 from fym.config import Config, StageConfig
 from fym.families.base import Family
+from fym.families.quantised import num_weights
 from fym.heads import HeadMap
 from fym.video import Clip
 
@@ -43,7 +44,7 @@ class Plan:
             config,
             run_dir,
             f"{family.model_id} ({', '.join(filter(None, (family.name, family.model_hash[:8])))})",
-            sum(p.numel() for p in family.transformer.parameters()),
+            num_weights(family.transformer),
             family.num_layers,
             family.num_heads,
             family.head_dim,
@@ -63,7 +64,7 @@ class Plan:
             ("model", self.model),
             ("transformer", f"{self.parameters / 1e6:,.1f} M parameters, {self.layers} layers"),
             ("attention", f"{self.heads} heads of {self.head_dim}"),
-            ("runs in", f"{self.dtype} on {self.device}"),
+            ("runs in", f"{self.dtype} on {self.device}{self._packed()}"),
         ]
         clip = [
             *[row for clip in self.clips for row in _clip_rows(clip)],
@@ -93,12 +94,19 @@ class Plan:
         whole = self.config.temporal.whole_steps
         return f", the last {whole} on all frames" if whole else ""
 
+    def _packed(self) -> str:
+        kind = self.config.model.quantise
+        return f", the weights of the blocks packed as {kind}" if kind != "none" else ""
+
     def _kernels(self) -> str:
         """The backend of each op at this dtype, the ops of one backend together."""
         dtype = getattr(torch, self.dtype)
         by_backend: dict[str, list[str]] = {}
         for choice in fym_kernels.explain(torch.device(self.device).type, (dtype,)):
-            by_backend.setdefault(f"{choice.backend} ({choice.reason})", []).append(choice.op)
+            by = f"{choice.backend} ({choice.reason})"
+            if self._packed() and choice.op in ("lora_qkv", "lora_linear"):
+                by = "PyTorch (the layers are quantised)"
+            by_backend.setdefault(by, []).append(choice.op)
         return "; ".join(f"{backend}: {', '.join(ops)}" for backend, ops in by_backend.items())
 
 

@@ -59,7 +59,8 @@ def plan(config: Config, gpu: str = "") -> list[Table]:
 
     Reads the clip and the model's configuration, no weights; writes nothing."""
     dtype = config.model.dtype if config.model.dtype != "auto" else "bfloat16" if gpu else ""
-    family = skeleton(config.model.path, dtype or default_dtype(config.model.device))
+    dtype = dtype or default_dtype(config.model.device)
+    family = skeleton(config.model.path, dtype, config.model.quantise)
     clips = read_references(config.clip, family)
     tables = Plan.of(config, run_directory(config), family, clips).tables()
     return [*tables, *fitting(family, config, clips, gpu)]
@@ -170,7 +171,9 @@ def classify_clip(config: Config, run_dir: Path, *, console: Console) -> HeadMap
 
 def _load(config: Config) -> Family:
     model = config.model
-    return load_family(model.path, dtype=model.dtype, device=model.device, vae=model.vae)
+    return load_family(
+        model.path, dtype=model.dtype, device=model.device, vae=model.vae, quantise=model.quantise
+    )
 
 
 def _materials(

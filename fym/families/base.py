@@ -91,6 +91,7 @@ class Family(ABC):
     device: torch.device
     dtype: torch.dtype  # of the transformer
     targets: str = "qkvo"  # projections that can have an adapter
+    quantise: str = "none"  # what the weights of the blocks' linear layers are packed as
     recompute: str = "none"  # in the backward pass: "none", "ffn" or "block"; read by `attention`
 
     @property
@@ -116,7 +117,7 @@ class Family(ABC):
 
     def stack(self, adapters: Sequence[tuple[HeadLora, float]]) -> AdapterStack:
         """Adapters with their strengths, laid out as it is quickest for the model's dtype."""
-        return AdapterStack(adapters, fold=self.dtype == torch.float32)
+        return AdapterStack(adapters, fold=self.dtype == torch.float32 and self.quantise == "none")
 
     @abstractmethod
     def encode_video(self, frames: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ no RoPE at all. Shapes: B batch, L tokens of the text, S of the latents, d chann
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -156,6 +156,7 @@ class CogVideoXFamily(PipelineFamily):
     name = "cogvideox"
     pipeline_class = "CogVideoXPipeline"
     tiled_vae = True
+    block_lists = ("transformer_blocks",)
 
     def refuse(self) -> None:
         config, kind = self.transformer.config, self.pipeline.scheduler.config.prediction_type
@@ -177,9 +178,6 @@ class CogVideoXFamily(PipelineFamily):
 
     def make_schedule(self) -> VPrediction:
         return VPrediction(tuple(self.pipeline.scheduler.alphas_cumprod.tolist()))
-
-    def blocks(self) -> Sequence[Sequence[Any]]:
-        return (self.transformer.transformer_blocks,)
 
     @property
     def text_shape(self) -> tuple[int, int]:

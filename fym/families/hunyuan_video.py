@@ -8,7 +8,7 @@ Shapes: B batch, S tokens of the latents, L of the text, d channels, H heads, D 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -143,6 +143,7 @@ class HunyuanVideoFamily(PipelineFamily):
     encoders = ("text_encoder", "text_encoder_2")
     tokenizers = ("tokenizer", "tokenizer_2")
     tiled_vae = True
+    block_lists = ("transformer_blocks", "single_transformer_blocks")
     guided_passes = 1  # the scale is an input
     targets = "qkv"  # in single layers the output projection also serves the feed-forward branch
 
@@ -160,9 +161,6 @@ class HunyuanVideoFamily(PipelineFamily):
     def make_schedule(self) -> FlowMatching:
         steps = self.pipeline.scheduler.config.num_train_timesteps
         return FlowMatching(self.defaults.training_shift, steps)
-
-    def blocks(self) -> Sequence[Sequence[Any]]:
-        return self.transformer.transformer_blocks, self.transformer.single_transformer_blocks
 
     def patch(self) -> tuple[int, int, int]:
         config = self.transformer.config

@@ -20,16 +20,26 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def load_family(model: str, *, dtype: str = "auto", device: str = "auto", vae: str = "whole") -> Family:
-    """The model of `model.path`: "embedded", a folder or a hub id; dtype, device and vae as in fym.config.
+def load_family(
+    model: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    vae: str = "whole",
+    quantise: str = "none",
+) -> Family:
+    """The model of `model.path`: "embedded", a folder or a hub id; the rest as in fym.config.
 
     "auto" is bfloat16 on a GPU and float32 on the CPU, where it is exact and no slower. Raises UserError:
-    no such model, not reachable, another kind of model, an incomplete folder, no such device, no tiles.
+    no such model, not reachable, another kind of model, an incomplete folder, no such device, no tiles,
+    no library to quantise with.
     """
     where = pick_device(device)
     number_format = DTYPES[default_dtype(device) if dtype == "auto" else dtype]
     folder, model_id = find_model(model)
-    family = family_class(folder, model).load(folder, model_id, dtype=number_format, device=where)
+    family = family_class(folder, model).load(
+        folder, model_id, dtype=number_format, device=where, quantise=quantise
+    )
     if vae == "tiled":
         family.tile_vae()
     return family

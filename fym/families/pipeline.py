@@ -21,6 +21,7 @@ from fym.adapters import HeadLora
 from fym.errors import UserError
 from fym.families.base import AttentionControl, BeforeStep, Defaults, Family, OnQK
 from fym.families.fingerprint import fingerprint
+from fym.families.quantised import load_quantised
 from fym.flow import Schedule
 from fym.positions import latent_frames
 
@@ -37,6 +38,7 @@ class PipelineFamily(Family):
     tiled_vae: bool = False  # large frames in overlapping tiles
     guided_passes: ClassVar[int] = 2  # of the transformer in a guided denoising step
     fused_block: ClassVar[bool] = False  # whether feed-forward layers alone can be recomputed
+    block_lists: ClassVar[tuple[str, ...]]  # the transformer's module lists, in the order of its layers
 
     def __init__(
         self,
@@ -75,9 +77,17 @@ class PipelineFamily(Family):
         )
 
     @classmethod
-    def load(cls, folder: Path, model_id: str, *, dtype: torch.dtype, device: torch.device) -> PipelineFamily:
+    def load(
+        cls, folder: Path, model_id: str, *, dtype: torch.dtype, device: torch.device, quantise: str = "none"
+    ) -> PipelineFamily:
         """The family of a folder as save_pretrained writes it; a pickle is never opened."""
         import diffusers
+
+        packed = {
+            name: load_quantised(folder / name, cls.block_lists, quantise, dtype=dtype, device=device)
+            for name in ("transformer", "transformer_2")
+            if quantise != "none" and (folder / name).is_dir()
+        }
 
         def read(**given: Any) -> Any:
             try:
@@ -93,8 +103,8 @@ class PipelineFamily(Family):
                 reason = str(error).strip().splitlines()[0]
                 raise UserError(f"{folder.name} cannot be loaded", reason, "Download it again") from error
 
-        return cls(
-            read(),
+        family = cls(
+            read(**packed),
             model_id,
             device=device,
             model_hash=fingerprint(folder / "transformer"),
@@ -102,6 +112,8 @@ class PipelineFamily(Family):
             given=given_defaults(folder),
             reload=lambda name, others: getattr(read(**others), name),
         )
+        family.quantise = quantise
+        return family
 
     def _freeze(self, name: str, part: Any) -> None:
         if isinstance(part, torch.nn.Module):
@@ -147,9 +159,9 @@ class PipelineFamily(Family):
     def make_schedule(self) -> Schedule:
         """What the transformer was trained to undo."""
 
-    @abstractmethod
     def blocks(self) -> Sequence[Sequence[Any]]:
         """The transformer's blocks, in the groups and the order in which its layers are counted."""
+        return [getattr(self.transformer, name) for name in self.block_lists]
 
     @abstractmethod
     def patch(self) -> tuple[int, int, int]:

@@ -2,7 +2,8 @@
 
 Works for every attention module of diffusers with to_q, to_k, to_v, to_out, heads and inner_dim. The kernels
 read the layers' weights directly, so that must mean what calling the layers means; where it does not, the
-layers are called (no adapters of ours) or the adapters are refused.
+layers are called (no adapters of ours) or the adapters are refused. Layers that fym quantised have no weight
+to read: they are called, and PyTorch adds the update.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from fym.adapters import AdapterStack, Update
 from fym.errors import UserError
 from fym.families import lean
 from fym.families.base import AttentionControl
+from fym.families.quantised import QuantisedLinear
+from fym_kernels.reference.lora_linear import add_low_rank
 
 LOG = logging.getLogger("fym")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -79,10 +82,18 @@ def project(
         else:
             q, k, v = (linear(hidden) for linear in linears)
         return q, k, v
+    head_dim = attn.inner_dim // attn.heads
+    if any(isinstance(linear, QuantisedLinear) for linear in linears):
+        wide = hidden.to(update.lora_a["q"].dtype)  # once for all three
+        q, k, v = (
+            _called(linear, hidden, wide, update, p, head_dim)
+            for linear, p in zip(linears, "qkv", strict=True)
+        )
+        return q, k, v
     bases = [base_of(linear) for linear in linears]
     weights = [_weight(base, update, p) for base, p in zip(bases, "qkv", strict=True)]
     biases = [base.bias for base in bases]
-    return lean.lora_qkv(hidden, recipe, weights, biases, update, attn.inner_dim // attn.heads)
+    return lean.lora_qkv(hidden, recipe, weights, biases, update, head_dim)
 
 
 def project_out(attn: Any, attended: Tensor, stack: AdapterStack, layer: int) -> Tensor:
@@ -92,6 +103,9 @@ def project_out(attn: Any, attended: Tensor, stack: AdapterStack, layer: int) ->
     if update is None:
         out: Tensor = linear(attended)
         return out
+    head_dim = attn.inner_dim // attn.heads
+    if isinstance(linear, QuantisedLinear):
+        return _called(linear, attended, attended, update, "o", head_dim)
     base = base_of(linear)
     return fym_kernels.lora_linear(
         attended,
@@ -101,8 +115,22 @@ def project_out(attn: Any, attended: Tensor, stack: AdapterStack, layer: int) ->
         update.lora_b["o"],
         scale=update.scale,
         active_heads=update.heads,
-        head_dim=attn.inner_dim // attn.heads,
+        head_dim=head_dim,
         side="in",
+    )
+
+
+def _called(linear: Any, x: Tensor, wide: Tensor, update: Update, projection: str, head_dim: int) -> Tensor:
+    """linear(x) with an update; wide: x in a dtype as wide as the update's."""
+    return add_low_rank(
+        linear(x),
+        wide,
+        update.lora_a[projection],
+        update.lora_b[projection],
+        scale=update.scale,
+        active_heads=update.heads,
+        head_dim=head_dim,
+        side="in" if projection == "o" else "out",
     )
 
 
@@ -205,7 +233,8 @@ def report_fallbacks(attentions: Sequence[Any]) -> None:
 
 
 def check_plain(attentions: Sequence[Any]) -> None:
-    """UserError unless every self-attention has plain linear layers, to which adapters can be added."""
+    """UserError unless every self-attention has linear layers to which adapters can be added: plain ones, or
+    those that fym quantised."""
     for number, attn in enumerate(attentions):
         if getattr(attn, "fused_projections", False):
             raise UserError(
@@ -217,12 +246,12 @@ def check_plain(attentions: Sequence[Any]) -> None:
         if getattr(attn, "to_out", None) is not None:
             linears["to_out.0"] = attn.to_out[0]
         for name, linear in linears.items():
-            odd = not_plain(linear)
+            odd = "" if isinstance(linear, QuantisedLinear) else not_plain(linear)
             if odd:
                 raise UserError(
                     f"Adapters cannot be added to {name} of block {number}",
                     f"it is a {odd}, not a plain linear layer",
-                    "Unload other adapters with unload_lora_weights(), or load the model unquantised",
+                    "Unload other adapters with unload_lora_weights(); let fym quantise, by model.quantise",
                 )
 
 

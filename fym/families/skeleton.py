@@ -13,21 +13,28 @@ from torch import nn
 from fym.errors import UserError
 from fym.families.loading import DTYPES, family_class, find_model
 from fym.families.pipeline import PipelineFamily, given_defaults
+from fym.families.quantised import quantise, stays_float32
 
 
-def skeleton(model: str, dtype: str) -> PipelineFamily:
+def skeleton(model: str, dtype: str, packed: str = "none") -> PipelineFamily:
     """The family of `model`, "embedded", a folder or a hub id, with every weight on the meta device.
 
-    dtype: of the transformer and the text encoders; the VAE has float32, as when it is loaded. Reads no
-    weight file; of a hub id it fetches the configurations only. UserError as `load_family`.
+    dtype: of the transformer and the text encoders; the VAE has float32, as when it is loaded. packed: as
+    `model.quantise`. Reads no weight file; of a hub id it fetches the configurations only. UserError as
+    `load_family`.
     """
     folder, model_id = find_model(model, weights=False)
     kind = family_class(folder, model)
     try:
-        return _build(folder, model_id, kind, DTYPES[dtype])
+        family = _build(folder, model_id, kind, DTYPES[dtype])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{model} cannot be planned for", reason, "Download its folder again") from error
+    family.quantise = packed
+    for name in ("transformer", "transformer_2"):
+        if packed != "none" and getattr(family.pipeline, name, None) is not None:
+            quantise(getattr(family.pipeline, name), kind.block_lists, packed)
+    return family
 
 
 def _build(folder: Path, model_id: str, kind: type[PipelineFamily], dtype: torch.dtype) -> PipelineFamily:
@@ -61,9 +68,7 @@ def _part(folder: Path, library: str, name: str, dtype: torch.dtype) -> Any:
 
 
 def _to_dtype(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """As diffusers loads: some small parts stay in float32."""
-    kept = getattr(module, "_keep_in_fp32_modules", None) or ()
+    """As diffusers loads."""
     for name, parameter in module.named_parameters():
-        stays = any(part in kept for part in name.split("."))
-        parameter.data = parameter.data.to(torch.float32 if stays else dtype)
+        parameter.data = parameter.data.to(torch.float32 if stays_float32(module, name) else dtype)
     return module

@@ -47,6 +47,7 @@ class WanFamily(PipelineFamily):
     name = "wan"
     pipeline_class = "WanPipeline"
     fused_block = True
+    block_lists = ("blocks",)
 
     def refuse(self) -> None:
         transformer, config = self.transformer, self.pipeline.config
@@ -71,9 +72,6 @@ class WanFamily(PipelineFamily):
 
     def make_schedule(self) -> FlowMatching:
         return FlowMatching(self.defaults.training_shift, self.pipeline.scheduler.config.num_train_timesteps)
-
-    def blocks(self) -> Sequence[Sequence[Any]]:
-        return (self.transformer.blocks,)
 
     def patch(self) -> tuple[int, int, int]:
         return tuple(self.transformer.config.patch_size)

@@ -112,13 +112,35 @@ def lora_linear(
     update is then computed in their dtype.
     """
     check(x, weight, bias, lora_a, lora_b, active_heads, head_dim, side)
-    y = F.linear(x, weight, bias)
+    return add_low_rank(
+        F.linear(x, weight, bias),
+        x,
+        lora_a,
+        lora_b,
+        scale=scale,
+        active_heads=active_heads,
+        head_dim=head_dim,
+        side=side,
+    )
+
+
+def add_low_rank(
+    y: Tensor,
+    x: Tensor,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    *,
+    scale: float,
+    active_heads: Tensor | None,
+    head_dim: int | None,
+    side: str = "out",
+) -> Tensor:
+    """What `lora_linear` adds to y, the base layer's output, which may be changed in place."""
     if lora_a.numel() == 0 or lora_b.numel() == 0:
         return y
-    if active_heads is None or head_dim is None:
-        return y + (scale * F.linear(F.linear(x.to(lora_a.dtype), lora_a), lora_b)).to(y.dtype)
-    if side == "in":
-        x_active = take_heads(x, active_heads, head_dim)
-        return y + (scale * F.linear(F.linear(x_active.to(lora_a.dtype), lora_a), lora_b)).to(y.dtype)
+    if active_heads is not None and head_dim is not None and side == "in":
+        x = take_heads(x, active_heads, head_dim)
     update = scale * F.linear(F.linear(x.to(lora_a.dtype), lora_a), lora_b)
+    if active_heads is None or head_dim is None or side == "in":
+        return y + update.to(y.dtype)
     return add_heads(y, update, active_heads, head_dim)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from fym_kernels.reference.lora_linear import add_heads, check_base, check_factors, check_heads
+from fym_kernels.reference.lora_linear import add_low_rank, check_base, check_factors, check_heads
 
 
 def check(
@@ -52,8 +52,8 @@ def lora_qkv(
     outputs = []
     for i in range(3):
         y = F.linear(x, weights[i], None if biases is None else biases[i])
-        if active_heads.numel() and lora_a[i].numel():
-            update = scale * F.linear(F.linear(x.to(lora_a[i].dtype), lora_a[i]), lora_b[i])
-            y = add_heads(y, update, active_heads, head_dim)
+        y = add_low_rank(
+            y, x, lora_a[i], lora_b[i], scale=scale, active_heads=active_heads, head_dim=head_dim
+        )
         outputs.append(y)
     return outputs[0], outputs[1], outputs[2]
