@@ -40,10 +40,10 @@ class QuantisedLinear(nn.Module):
         super().__init__()
         self.kind, self.in_features, self.out_features = kind, linear.in_features, linear.out_features
         self.bias = linear.bias
-        count, device = linear.weight.numel(), linear.weight.device
-        shape = (self.out_features, self.in_features) if kind == "int8" else (-(-count // 2), 1)
+        shape = (self.out_features, self.in_features) if kind == "int8" else (-(-self.num_weights // 2), 1)
+        device, scales = linear.weight.device, -(-self.num_weights // PIECE[kind])
         self.register_buffer("packed", torch.empty(shape, dtype=torch.uint8, device=device))
-        self.register_buffer("scales", torch.empty(-(-count // PIECE[kind]), device=device))
+        self.register_buffer("scales", torch.empty(scales, dtype=torch.float32, device=device))
 
     @property
     def num_weights(self) -> int:
@@ -190,6 +190,12 @@ def num_weights(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters()) + sum(
         layer.num_weights for _, layer in quantised_layers(module)
     )
+
+
+def packed_bytes(module: nn.Module, kind: str) -> int:
+    """What the packed weights of a quantised module would take as `kind`."""
+    counts = [layer.num_weights for _, layer in quantised_layers(module)]
+    return sum(-(-n * (8 if kind == "int8" else 4) // 8) + 4 * -(-n // PIECE[kind]) for n in counts)
 
 
 @lru_cache

@@ -13,7 +13,7 @@ from fym import cli, fit
 from fym.config import default_config, load_config
 from fym.families import load_family
 from fym.families.skeleton import skeleton
-from fym.forecast import Phase
+from fym.forecast import Phase, forecast
 from fym.gpus import GPUS
 from tests.tiny_pipelines import save_tiny_wan
 
@@ -51,6 +51,7 @@ def test_dry_run_for_a_gpu_needs_no_weights_and_names_every_knob(
     out = capsys.readouterr().out
     assert GPUS["rtx4090"].name in out and "not measured" in out and "fits as configured" in out
     assert all(word in out for word in ("text", "encode", "classify", "spatial", "sample", "ffn", "tiled"))
+    assert "quantise int8" in out and "quantise nf4" in out
 
 
 def test_the_cheapest_way_that_fits_is_proposed():
@@ -63,6 +64,30 @@ def test_the_cheapest_way_that_fits_is_proposed():
     assert advice == "--set tune.recompute=ffn"
     none = dict(fit.tables(ways[:1], default_config(), WHERE)[1][1])["advice"]
     assert none.startswith("nothing fits")
+
+
+def test_four_bits_are_counted_as_the_packed_model_itself_is(tmp_path):
+    """The planner runs int8 and takes nf4 from it."""
+    folder = str(save_tiny_wan(tmp_path / "model", heads=4, head_dim=32))
+    config = load_config(None, {"model.path": folder, "clip.frames": 17})
+    found = fit.ways(skeleton(folder, "bfloat16"), config, (17, 32, 48), WHERE)
+    config = load_config(None, {"model.path": folder, "clip.frames": 17, "model.quantise": "nf4"})
+    derived = fit.as_configured(
+        found, load_config(None, {"model.quantise": "nf4", "tune.recompute": "block"})
+    )
+    family = skeleton(folder, "bfloat16", "nf4")
+    itself = forecast(family, config, fit.Job.of(config, family, (17, 32, 48)), ["block"], host=False)
+    bytes_of = [{p.name: (p.weights, p.peak) for p in phases} for phases in (derived.phases, itself["block"])]
+    assert bytes_of[0].items() <= bytes_of[1].items() and len(bytes_of[0]) >= 5
+    exact = fit.as_configured(found, load_config(None, {"tune.recompute": "block"}))
+    assert [a.weights > b.weights for a, b in zip(exact.phases, derived.phases, strict=True)][-4:] == [
+        True
+    ] * 4
+
+
+def test_a_model_that_always_works_in_tiles_is_found_as_configured():
+    found = [way(1, 1.0, **{"tune.recompute": "none"})]
+    assert fit.as_configured(found, load_config(None, {"model.vae": "tiled"})) is found[0]
 
 
 def test_freed_encoders_are_gone_and_come_back_the_same(tmp_path, moving_square):
@@ -84,11 +109,11 @@ from fym import memory
 from fym.adapters import HeadLora
 from fym.families import load_family
 from fym.losses import tuning_loss
-tiny, folder, recompute, rows, columns = *sys.argv[1:4], *map(int, sys.argv[4:])
+tiny, folder, recompute, quantise, rows, columns = *sys.argv[1:5], *map(int, sys.argv[5:])
 cpu = torch.device("cpu")
 
 def run(folder, rows, columns):
-    family = load_family(folder, device="cpu")
+    family = load_family(folder, device="cpu", quantise=quantise)
     family.encode_prompts(["a"])
     family.free_encoders()
     family.recompute = recompute
@@ -133,9 +158,10 @@ def test_a_card_has_its_makers_rate(called, key):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("quantise", ["none", "int8"])
 @pytest.mark.parametrize("recompute", ["none", "block"])
 @pytest.mark.parametrize("size", SIZES)
-def test_the_forecast_is_within_15_percent_of_the_measured_peak(size, recompute, tmp_path):
+def test_the_forecast_is_within_15_percent_of_the_measured_peak(size, recompute, quantise, tmp_path):
     heads, head_dim, layers, height, width = size
     folder = save_tiny_wan(tmp_path / "model", heads=heads, head_dim=head_dim, layers=layers)
     config = load_config(None, {"model.path": str(folder), "tune.recompute": recompute})
@@ -143,6 +169,7 @@ def test_the_forecast_is_within_15_percent_of_the_measured_peak(size, recompute,
         str(save_tiny_wan(tmp_path / "tiny")),
         str(folder),
         recompute,
+        quantise,
         str(height // 8),
         str(width // 8),
     ]
@@ -151,12 +178,14 @@ def test_the_forecast_is_within_15_percent_of_the_measured_peak(size, recompute,
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     measured = json.loads(done.stdout) * 2**20
     found = fit.forecast(
-        skeleton(str(folder), "float32"),
+        skeleton(str(folder), "float32", quantise),
         config,
         fit.Job(17, height, width, (5, 32, 48)),
         [recompute],
         host=True,
     )
     expected = next(phase.peak for phase in found[recompute] if phase.name == "temporal")
-    print(f"{size} {recompute}: measured {measured / 1e6:.0f} MB, forecast {expected / 1e6:.0f} MB")
+    print(
+        f"{size} {recompute} {quantise}: measured {measured / 1e6:.0f} MB, forecast {expected / 1e6:.0f} MB"
+    )
     assert expected == pytest.approx(measured, rel=0.15)
