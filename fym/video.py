@@ -256,8 +256,10 @@ def encode_mp4(pictures: Picture, fps: float, *, crf: str = CRF) -> bytes:
     pictures = np.pad(pictures, pad, mode="edge")
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        # No B frames: x264's AVX-512 path for them reads uninitialised memory, so files would differ.
-        stream = container.add_stream("libx264", rate=_rate(fps), options={"crf": crf, "bf": "0"})
+        # Neither B frames nor macroblock trees: x264's AVX-512 paths for them read uninitialised memory, so
+        # that of the same pictures one file in some 40 would differ.
+        options = {"crf": crf, "bf": "0", "mbtree": "0"}
+        stream = container.add_stream("libx264", rate=_rate(fps), options=options)
         stream.height, stream.width, stream.pix_fmt = pictures.shape[1], pictures.shape[2], "yuv420p"
         if stream.height > SD_HEIGHT or stream.width > SD_WIDTH:  # without a name players take BT.709's there
             stream.codec_context.colorspace = BT601

@@ -624,6 +624,15 @@ for asked, _ in {ASKED}:
 
 
 class TestWriting:
+    def test_the_same_pictures_make_the_same_file_whatever_memory_held_before(self, moving_square):
+        random, pictures = np.random.default_rng(0), moving_square.numpy()
+        files = set()
+        for _ in range(150):
+            for size in random.integers(1000, 600_000, 20):  # freed again, and taken by the encoder
+                np.full(size, random.integers(256), np.uint8)
+            files.add(encode_mp4(pictures, 8))
+        assert len(files) == 1
+
     @pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a"])
     @pytest.mark.parametrize("fps", [8, 16, 24])
     def test_round_trip(self, tmp_path, name, fps):
