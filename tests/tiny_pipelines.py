@@ -15,11 +15,9 @@ FRAMES, HEIGHT, WIDTH = 17, 32, 48  # of the tiny models: 5 latent frames, 2 x 3
 TEXT_LENGTH = 16
 
 
-def save_tiny_wan(
-    folder: Path, *, head_dim: int = 12, heads: int = 3, layers: int = 2, seed: int = 0
-) -> Path:
-    """Wan 2.1."""
-    return _save_wan(folder, seed, heads=heads, head_dim=head_dim, layers=layers)
+def save_tiny_wan(folder: Path, *, seed: int = 0, **sizes: int) -> Path:
+    """Wan 2.1. sizes: head_dim, heads, layers, ffn, vae_dim."""
+    return _save_wan(folder, seed, **sizes)
 
 
 def save_tiny_wan_a14b(folder: Path) -> Path:
@@ -49,6 +47,8 @@ def _save_wan(
     heads: int = 3,
     head_dim: int = 12,
     layers: int = 2,
+    ffn: int = 32,
+    vae_dim: int = 3,
     channels: int = 16,
     vae: dict[str, Any] | None = None,
     experts: int = 1,
@@ -75,7 +75,7 @@ def _save_wan(
                     out_channels=channels,
                     text_dim=32,
                     freq_dim=256,
-                    ffn_dim=32,
+                    ffn_dim=ffn,
                     num_layers=layers,
                     cross_attn_norm=True,
                     qk_norm="rms_norm_across_heads",
@@ -85,7 +85,7 @@ def _save_wan(
             for _ in range(experts)
         ]
         autoencoder = AutoencoderKLWan(
-            base_dim=3,
+            base_dim=vae_dim,
             dim_mult=[1, 1, 1, 1],
             num_res_blocks=1,
             temperal_downsample=[False, True, True],
@@ -106,8 +106,10 @@ def _save_wan(
     return _settings(folder, *size)
 
 
-def save_tiny_hunyuan(folder: Path) -> Path:
-    """HunyuanVideo: a dual and two single layers, a language model behind a template, CLIP."""
+def save_tiny_hunyuan(folder: Path, *, heads: int = 2, head_dim: int = 10, layers: int = 1) -> Path:
+    """HunyuanVideo: dual and twice as many single layers, a language model behind a template, CLIP.
+
+    head_dim: a multiple of 10."""
     from diffusers import (
         AutoencoderKLHunyuanVideo,
         FlowMatchEulerDiscreteScheduler,
@@ -121,17 +123,17 @@ def save_tiny_hunyuan(folder: Path) -> Path:
         transformer = HunyuanVideoTransformer3DModel(
             in_channels=4,
             out_channels=4,
-            num_attention_heads=2,
-            attention_head_dim=10,
-            num_layers=1,
-            num_single_layers=2,
+            num_attention_heads=heads,
+            attention_head_dim=head_dim,
+            num_layers=layers,
+            num_single_layers=2 * layers,
             num_refiner_layers=1,
             patch_size=2,
             patch_size_t=1,
             guidance_embeds=True,
             text_embed_dim=16,
             pooled_projection_dim=8,
-            rope_axes_dim=(2, 4, 4),
+            rope_axes_dim=(head_dim // 5, head_dim * 2 // 5, head_dim * 2 // 5),
         )
         vae = AutoencoderKLHunyuanVideo(
             latent_channels=4,
@@ -175,7 +177,9 @@ def save_tiny_hunyuan(folder: Path) -> Path:
     return _settings(folder, HEIGHT, WIDTH, max_sequence_length=64)
 
 
-def save_tiny_cogvideox(folder: Path, *, rope: bool = True) -> Path:
+def save_tiny_cogvideox(
+    folder: Path, *, rope: bool = True, heads: int = 2, head_dim: int = 16, layers: int = 2
+) -> Path:
     """CogVideoX 5B, or without rope 2B; the published schedule."""
     from diffusers import (
         AutoencoderKLCogVideoX,
@@ -188,13 +192,13 @@ def save_tiny_cogvideox(folder: Path, *, rope: bool = True) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         transformer = CogVideoXTransformer3DModel(
-            num_attention_heads=2,
-            attention_head_dim=16,
+            num_attention_heads=heads,
+            attention_head_dim=head_dim,
             in_channels=4,
             out_channels=4,
             time_embed_dim=8,
             text_embed_dim=32,
-            num_layers=2,
+            num_layers=layers,
             sample_width=WIDTH // 8,
             sample_height=HEIGHT // 8,
             sample_frames=FRAMES,

@@ -62,9 +62,10 @@ def _part(folder: Path, library: str, name: str, dtype: torch.dtype) -> Any:
         with torch.device("meta"):
             return cls(config).to(dtype)
     config = cls.load_config(str(folder))
+    if not issubclass(cls, nn.Module):  # a scheduler, whose tables are read
+        return cls.from_config(config)
     with torch.device("meta"):
-        made = cls.from_config(config)
-    return _to_dtype(made, dtype) if isinstance(made, nn.Module) else made
+        return _to_dtype(cls.from_config(config), dtype)
 
 
 def _to_dtype(module: nn.Module, dtype: torch.dtype) -> nn.Module:

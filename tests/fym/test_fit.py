@@ -1,9 +1,6 @@
 """The planner: what it counts is what runs take, and what it proposes fits."""
 
-import json
-import os
-import subprocess
-import sys
+import shutil
 import weakref
 
 import pytest
@@ -24,14 +21,16 @@ def way(peak, seconds, **options):
     return fit.Fit(options, [Phase("temporal", 0, peak, seconds, 1)], WHERE)
 
 
-def test_the_skeleton_reads_no_weights_and_has_the_models_shapes(tmp_path):
-    folder = save_tiny_wan(tmp_path / "model")
+@pytest.mark.parametrize("model", ["wan", "hunyuan_video", "cogvideox-2b"])
+def test_the_skeleton_reads_no_weights_and_has_the_models_shapes(tmp_path, tiny_model, model):
+    folder = shutil.copytree(tiny_model(model), tmp_path / "model")
     whole = load_family(str(folder), device="cpu")
     for path in folder.rglob("*.safetensors"):
         path.unlink()
     bare = skeleton(str(folder), "float32")
     shapes = [{n: (p.shape, p.dtype) for n, p in f.transformer.named_parameters()} for f in (whole, bare)]
     assert shapes[0] == shapes[1] and all(p.is_meta for p in bare.transformer.parameters())
+    assert bare.schedule == whole.schedule
 
 
 def test_dry_run_for_a_gpu_needs_no_weights_and_names_every_knob(
@@ -102,47 +101,6 @@ def test_freed_encoders_are_gone_and_come_back_the_same(tmp_path, moving_square)
     assert torch.equal(family.encode_prompts(["a ball"]), before[0])
 
 
-# The baseline is the process after a run of a tiny model: all libraries are there by then.
-RUN = """
-import gc, json, sys, torch
-from fym import memory
-from fym.adapters import HeadLora
-from fym.families import load_family
-from fym.losses import tuning_loss
-tiny, folder, recompute, quantise, rows, columns = *sys.argv[1:5], *map(int, sys.argv[5:])
-cpu = torch.device("cpu")
-
-def run(folder, rows, columns):
-    family = load_family(folder, device="cpu", quantise=quantise)
-    family.encode_prompts(["a"])
-    family.free_encoders()
-    family.recompute = recompute
-    adapters = []
-    for first in (0, 1):
-        heads = [list(range(first, family.num_heads, 2))] * family.num_layers
-        sizes = dict(num_heads=family.num_heads, head_dim=family.head_dim)
-        adapters.append(HeadLora(heads, **sizes, rank=16, alpha=16))
-    adapters[0].requires_grad_(False)
-    optimizer = torch.optim.AdamW(adapters[1].parameters(), lr=1e-4, fused=True)
-    latents = torch.randn(1, 16, 5, rows, columns)
-    text = torch.randn(1, *family.text_shape)
-    memory.reset_peak(cpu)
-    for _ in range(2):
-        with family.attention(adapters=[(a, 1.0) for a in adapters]):
-            pred = family.predict(latents, torch.tensor([500.0]), text)
-            tuning_loss(pred, latents, torch.ones(1), motion_weight=1.0).backward()
-        optimizer.step(); optimizer.zero_grad()
-        del pred
-    return memory.peak(cpu)["rss_mib"]
-
-run(tiny, 4, 6)
-gc.collect()
-before = memory.now()
-print(json.dumps(run(folder, rows, columns) - before))
-"""
-SIZES = [(6, 64, 4, 240, 416), (12, 64, 8, 240, 416), (12, 128, 6, 240, 416), (8, 128, 12, 320, 576)]
-
-
 @pytest.mark.parametrize(
     ("called", "key"),
     [
@@ -155,37 +113,3 @@ SIZES = [(6, 64, 4, 240, 416), (12, 64, 8, 240, 416), (12, 128, 6, 240, 416), (8
 def test_a_card_has_its_makers_rate(called, key):
     assert fit._makers_rate(called) == GPUS[key].flops
     assert fit._makers_rate("NVIDIA T4") not in {gpu.flops for gpu in GPUS.values()}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("quantise", ["none", "int8"])
-@pytest.mark.parametrize("recompute", ["none", "block"])
-@pytest.mark.parametrize("size", SIZES)
-def test_the_forecast_is_within_15_percent_of_the_measured_peak(size, recompute, quantise, tmp_path):
-    heads, head_dim, layers, height, width = size
-    folder = save_tiny_wan(tmp_path / "model", heads=heads, head_dim=head_dim, layers=layers)
-    config = load_config(None, {"model.path": str(folder), "tune.recompute": recompute})
-    arguments = [
-        str(save_tiny_wan(tmp_path / "tiny")),
-        str(folder),
-        recompute,
-        quantise,
-        str(height // 8),
-        str(width // 8),
-    ]
-    command = [sys.executable, "-c", RUN, *arguments]
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc gives freed memory back
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    measured = json.loads(done.stdout) * 2**20
-    found = fit.forecast(
-        skeleton(str(folder), "float32", quantise),
-        config,
-        fit.Job(17, height, width, (5, 32, 48)),
-        [recompute],
-        host=True,
-    )
-    expected = next(phase.peak for phase in found[recompute] if phase.name == "temporal")
-    print(
-        f"{size} {recompute} {quantise}: measured {measured / 1e6:.0f} MB, forecast {expected / 1e6:.0f} MB"
-    )
-    assert expected == pytest.approx(measured, rel=0.15)
