@@ -82,7 +82,7 @@ def forecast(
 def vae_phases(family: PipelineFamily, config: Config, job: Job, *, host: bool) -> tuple[Phase, Phase]:
     """The two phases that depend on how the VAE works: "encode" and "sample"."""
     family.recompute, family.lowest_noise = "none", 0.0  # levels are values; which ones does not matter
-    return _encoding(family, job, host), _sampling(family, config, job)
+    return _encoding(family, job, host), _sampling(family, config, job, host)
 
 
 def _reading(family: PipelineFamily, host: bool) -> Phase:
@@ -108,7 +108,8 @@ def _encoding(family: PipelineFamily, job: Job, host: bool) -> Phase:
 
     encoders = [getattr(family.pipeline, name) for name in family.encoders] if host else []
     parts = [*_beside(family, host), *encoders] or [family.pipeline.vae]
-    return _autoencoding("encode", family, encode, (job.frames, job.height, job.width), parts)
+    size = job.frames, job.height, job.width
+    return _autoencoding("encode", family, encode, size, parts, host)
 
 
 def _autoencoding(
@@ -117,6 +118,7 @@ def _autoencoding(
     run: Callable[[int, int, int], None],
     size: tuple[int, int, int],
     parts: list[nn.Module],
+    host: bool,
 ) -> Phase:
     """The VAE on a clip. Every VAE here takes few frames at a time and caches some, so beyond FEW frames the
     peak grows linearly; tiled, it takes one tile at a time, beside the clip as pixels CLIP_COPIES times."""
@@ -128,7 +130,10 @@ def _autoencoding(
         height, width = min(height, tile[0]), min(width, tile[1])
         frames = min(frames, getattr(vae, "tile_sample_min_num_frames", frames))
     counts = [frames] if frames <= MORE else [FEW, MORE]
-    found = [_count(name, lambda f=f: run(f, height, width), parts, 0.0, 1) for f in counts]  # type: ignore[misc]
+    found = [
+        _count(name, lambda f=f: run(f, height, width), parts, 0.0, 1, host=host)  # type: ignore[misc]
+        for f in counts
+    ]
     slope = (found[-1].peak - found[0].peak) / (MORE - FEW)
     return replace(found[-1], peak=int(found[-1].peak + slope * (frames - counts[-1])) + rest)
 
@@ -195,7 +200,7 @@ def _stage(
     return _count(name or stage, step, parts, batch * _step_flops(family, tokens), passes)
 
 
-def _sampling(family: PipelineFamily, config: Config, job: Job) -> Phase:
+def _sampling(family: PipelineFamily, config: Config, job: Job, host: bool) -> Phase:
     """Of one clip: every denoising step, then the VAE."""
     frames, height, width = job.sample
     made = Job(frames, height, width, job.sample)
@@ -216,7 +221,7 @@ def _sampling(family: PipelineFamily, config: Config, job: Job) -> Phase:
     parts = [family.transformer, family.pipeline.vae, *adapters.values()]
     flops = _forward_flops(family, family.tokens(frames, height, width))
     first = _count("sample", denoise, parts, flops, steps * guided)
-    second = _autoencoding("sample", family, decode, job.sample, parts)
+    second = _autoencoding("sample", family, decode, job.sample, parts, host)
     return replace(first, peak=max(first.peak, second.peak))
 
 
@@ -250,8 +255,16 @@ def _latents(family: PipelineFamily, job: Job, frames: int) -> Tensor:
     return torch.empty(channels, frames, job.height // scale, job.width // scale)
 
 
-def _count(name: str, run: Callable[[], Any], parts: list[nn.Module], flops: float, passes: int) -> Phase:
-    live = LiveBytes()
+def _count(
+    name: str,
+    run: Callable[[], Any],
+    parts: list[nn.Module],
+    flops: float,
+    passes: int,
+    *,
+    host: bool = False,
+) -> Phase:
+    live = LiveBytes(host=host)
     everything = nn.ModuleList(parts)
     grad = nullcontext() if name.startswith(STAGES) else torch.no_grad()
     with shapes_only(everything), grad:

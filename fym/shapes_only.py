@@ -7,7 +7,7 @@ a library takes for itself. The kernels are the CPU's; flash attention on a GPU 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,12 +57,26 @@ def flop_counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=known)
 
 
-class LiveBytes(TorchDispatchMode):
-    """The bytes of all storages alive, and their peak."""
+def columns(arguments: Sequence[Any], out: Tensor) -> int:
+    """Bytes that a convolution on the CPU holds beside its input and its output, from its arguments.
 
-    def __init__(self) -> None:
+    oneDNN's takes a copy of the input, its channels in blocks of 16; PyTorch's own, for volumes of few
+    channels and rows, all the columns of im2col. Both measured.
+    """
+    x, weight = arguments[:2]
+    if not str(torch._C._select_conv_backend(*arguments)).endswith(".Slow3d"):
+        return -(-x.shape[1] // 16) * 16 * (x.nbytes // x.shape[1])
+    taps: int = weight[0, 0].numel()
+    return taps * x.shape[1] * out[:, 0].numel() * x.itemsize if taps > 1 else 0
+
+
+class LiveBytes(TorchDispatchMode):
+    """The bytes of all storages alive, and their peak. host: with what convolutions on the CPU take."""
+
+    def __init__(self, *, host: bool = False) -> None:
         super().__init__()
         self.now = self.peak = 0
+        self.host = host
         self._seen: dict[int, Any] = {}
 
     def track(self, tensor: Tensor) -> None:
@@ -84,4 +98,6 @@ class LiveBytes(TorchDispatchMode):
         for leaf in tree_iter(out):
             if isinstance(leaf, Tensor):
                 self.track(leaf)
+        if self.host and func is torch.ops.aten.convolution.default:
+            self.peak = max(self.peak, self.now + columns(args, out))
         return out
