@@ -109,20 +109,23 @@ def contents(run_dir: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(run_dir.rglob("*")):
         name = str(path.relative_to(run_dir))
-        if path.is_dir() or name in ("timings.json", "environment.json"):
-            continue
-        if name == "report.html":
-            found[name] = path.stat().st_size > 0
-        elif name == "train.jsonl":
-            rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-            found[name] = [{k: v for k, v in row.items() if k not in UNEQUAL} for row in rows]
-        elif path.suffix == ".safetensors":
-            data = path.read_bytes()
-            start = 8 + int.from_bytes(data[:8], "little")  # the order of the names in a header is not fixed
-            found[name] = json.loads(data[8:start]), data[start:]
-        else:
-            found[name] = path.read_bytes()
+        if path.is_file() and name not in ("timings.json", "environment.json"):
+            found[name] = content(path)
     return found
+
+
+def content(path: Path) -> Any:
+    """Of one file of a run."""
+    if path.name == "report.html":
+        return path.stat().st_size > 0
+    if path.name == "train.jsonl":
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        return [{k: v for k, v in row.items() if k not in UNEQUAL} for row in rows]
+    data = path.read_bytes()
+    if path.suffix != ".safetensors":
+        return data
+    start = 8 + int.from_bytes(data[:8], "little")  # the order of the names in a header is not fixed
+    return json.loads(data[8:start]), data[start:]
 
 
 def kill_runs(folder: Path, count: int, say: Callable[[str], None]) -> list[dict[str, Any]]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fym import memory
-from fym.files import explained, write_file
+from fym.files import DiskFullError, explained, write_file
 from fym.trackers import TensorBoard
 
 STAGES = ("spatial", "temporal")
@@ -45,7 +45,8 @@ class StepLog:
             self._tracker.write(row)
 
     def close(self) -> None:
-        self._file.close()
+        with explained(self._path):  # rows that a full disk has not taken are tried once more
+            self._file.close()
         if self._tracker is not None:
             self._tracker.close()
 
@@ -68,15 +69,21 @@ class Timings:
         try:
             with spent(self.device) as cost:
                 yield extra
-        finally:
-            before = self.entries.get(part, {})
-            entry = {**before, **extra}
-            for name, value in cost.items():
-                had = before.get(name, 0.0)
-                entry[name] = max(had, value) if name.startswith("peak_") else had + value
-            self.entries[part] = {name: round(value, 4) for name, value in entry.items()}
-            if self.writes:
-                write_file(self.path, json.dumps(self.entries, indent=1) + "\n")
+        except BaseException:
+            with suppress(DiskFullError):  # which would hide what ended the block, a full disk often
+                self._add(part, extra, cost)
+            raise
+        self._add(part, extra, cost)
+
+    def _add(self, part: str, extra: Mapping[str, float], cost: Mapping[str, float]) -> None:
+        before = self.entries.get(part, {})
+        entry = {**before, **extra}
+        for name, value in cost.items():
+            had = before.get(name, 0.0)
+            entry[name] = max(had, value) if name.startswith("peak_") else had + value
+        self.entries[part] = {name: round(value, 4) for name, value in entry.items()}
+        if self.writes:
+            write_file(self.path, json.dumps(self.entries, indent=1) + "\n")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -154,6 +155,63 @@ def test_a_disk_that_fills_up_in_the_middle(arguments, monkeypatch, capsys):
     assert load_checkpoint(Path("run/checkpoints")).name == "1-temporal-000001"
     assert not list(Path("run").rglob(".*"))
     assert cli.main(arguments) == 0 and Path("run/motion.safetensors").exists()
+
+
+GROWING = """
+import contextlib, io, json, os, subprocess, sys
+from pathlib import Path
+from benchmarks.faults import content, contents
+from fym import cli
+
+disk, *arguments = sys.argv[1:]
+assert cli.main(arguments) == 0
+wanted = contents(Path("run"))
+os.chdir(disk)
+kib, refused = 16, []
+while True:
+    subprocess.run(["mount", "-o", f"remount,size={kib}k", disk], check=True)
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        code = cli.main(arguments)
+    if code == 0:
+        break
+    refused.append([code, said.getvalue()])
+    for path in Path("run").rglob("*"):
+        name = str(path.relative_to("run"))
+        assert not path.name.startswith("."), name
+        if path.suffix in (".safetensors", ".toml", ".png", ".mp4"):
+            assert content(path) == wanted[name], name
+    kib = kib * 4 // 3
+now = contents(Path("run"))
+unequal = sorted(name for name in wanted.keys() | now.keys() if wanted.get(name) != now.get(name))
+print(json.dumps([refused, unequal]))
+"""
+
+
+def test_a_real_disk_that_is_full_again_and_again(arguments, tmp_path):
+    """A file system of memory, in a namespace of its own, that grows each time the run finds it full: every
+    time one message and only whole files, and at the end the run that always had room, bit for bit."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+    mounted += ['mount -t tmpfs -o size=16k none "$0" && exec "$@"', str(disk)]
+    try:
+        probe = subprocess.run([*mounted, "true"], capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare on this system")
+    if probe.returncode:
+        pytest.skip(f"this system lets nobody mount a tmpfs of his own: {probe.stderr.strip()}")
+    arguments[1] = str(tmp_path / arguments[1])
+    command = [*mounted, sys.executable, "-c", GROWING, str(disk), *arguments, "--set", "tune.keep=100"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    refused, unequal = json.loads(done.stdout.splitlines()[-1])
+    assert not unequal
+    assert len({said.split(" cannot be written")[0] for _, said in refused}) >= 5, "moments of the run"
+    for code, said in refused:
+        assert code == 2 and said.startswith("fym: run") and said.count("fym: ") == 1
+        assert "No space left on device" in said and "room on the disk" in said
+        assert "Then the same command goes on" in said
 
 
 LIMITED = """
