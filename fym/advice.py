@@ -89,8 +89,8 @@ def _less_memory(why: str, config: Config, run_dir: Path) -> UserError:
     return UserError(
         f"Out of memory, {why}; this lowers the peak",
         "\n".join(f"  - {line}" for line in lines),
-        f"Add one with --set; with tune.recompute the run goes on {progress(run_dir)}, with others it needs "
-        "--fresh; --dry-run shows the peak of every phase",
+        f"Add one with --set; with tune.recompute and model.offload the run goes on {progress(run_dir)}, "
+        "with others it needs --fresh; --dry-run shows the peak of every phase",
     )
 
 

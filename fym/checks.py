@@ -40,6 +40,12 @@ def check_training(config: Config) -> None:
             'Give it with --prompt "a red ball bounces"',
         )
     check_prompts(config.generate.prompts)
+    if config.model.offload and config.tune.recompute != "block":
+        raise UserError(
+            f"model.offload does not go with tune.recompute = {config.tune.recompute}",
+            "the backward pass gets a block's weights only where the block runs again",
+            "Add --set tune.recompute=block",
+        )
     check_tracker(config.tune)
     check_writable(run_directory(config))
 

@@ -178,7 +178,12 @@ def generate(**given: Any) -> None:
     check_same_model([(name, motion.metadata) for name, motion in motions.items()])
     model = config.model
     family = load_family(
-        model.path, dtype=model.dtype, device=model.device, vae=model.vae, quantise=model.quantise
+        model.path,
+        dtype=model.dtype,
+        device=model.device,
+        vae=model.vae,
+        quantise=model.quantise,
+        offload=model.offload,
     )
     for motion in motions.values():
         check_matches(motion, family)

@@ -68,6 +68,12 @@ class ModelConfig:
         "(less exact); adapters stay in float32",
         choices=("none", "int8", "nf4"),
     )
+    offload: int = option(
+        0,
+        "how many of the transformer's blocks have their frozen weights in CPU memory and get them when they "
+        "run, for which two blocks' room is kept on the device; -1 = all; needs tune.recompute = block",
+        low=-1,
+    )
 
 
 @dataclass

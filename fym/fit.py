@@ -12,13 +12,15 @@ from fym import memory
 from fym.config import Config
 from fym.console import duration
 from fym.families.loading import pick_device
+from fym.families.offload import saved_bytes, spread
 from fym.families.pipeline import PipelineFamily
-from fym.families.quantised import packed_bytes
+from fym.families.quantised import quantised_layers
 from fym.families.skeleton import skeleton
 from fym.forecast import Job, Phase, forecast, vae_phases
 from fym.gpus import GPUS
 from fym.machine import memory_bytes
 from fym.plan import Table
+from fym.runlog import STAGES
 from fym.video import Clip
 
 RESERVE = 1.0e9  # of a GPU: its context, the libraries' own, and gaps between tensors
@@ -31,19 +33,22 @@ KNOBS = {
     "int8": "the frozen weights of the blocks in 8 bits, off by 0.7 %",
     "nf4": "the frozen weights of the blocks in 4 bits, off by 9 %",
 }
-DEFAULTS = {"model.vae": "whole", "model.quantise": "none"}
+DEFAULTS = {"model.vae": "whole", "model.quantise": "none", "model.offload": "0"}
+LINK = 12e9  # bytes/s from the host to a GPU that is not in GPUS: PCIe 3.0 x16
 PACKED = ("none", "int8", "nf4")
 
 
 @dataclass(frozen=True)
 class Target:
-    """bytes and FLOP/s of the device; used: bytes there before the run starts. host: it is the CPU."""
+    """bytes and FLOP/s of the device; used: bytes there before the run starts. host: it is the CPU. link:
+    bytes/s from the host."""
 
     name: str
     memory: float
     flops: float
     used: float
     host: bool
+    link: float = LINK
 
 
 @dataclass(frozen=True)
@@ -68,27 +73,30 @@ class Fit:
 
     @property
     def seconds(self) -> float:
-        """Of all but encoding."""
-        return sum(phase.passes * phase.flops for phase in self.phases) / self.target.flops
+        """Of all but encoding; offloaded weights come while the device computes."""
+        return sum(phase.passes * _pass_seconds(phase, self.target) for phase in self.phases)
 
 
 def target(gpu: str, device: str) -> Target:
     """The named GPU, or this machine."""
     if gpu:
         named = GPUS[gpu]
-        return Target(named.name, named.memory, named.flops * UTILISATION, RESERVE, False)
+        rate = named.flops * UTILISATION
+        return Target(named.name, named.memory, rate, RESERVE, False, named.link)
     found = pick_device(device)
     if found.type == "cpu":
         return Target("this machine", memory_bytes(), _product_rate(), memory.now() * memory.MIB, True)
     properties = torch.cuda.get_device_properties(found)
-    rate = _makers_rate(properties.name)
-    return Target(properties.name, properties.total_memory, rate * UTILISATION, RESERVE, False)
+    rate, link = _makers_rates(properties.name)
+    return Target(properties.name, properties.total_memory, rate * UTILISATION, RESERVE, False, link)
 
 
-def _makers_rate(name: str) -> float:
-    """FLOP/s of the card that calls itself so, e.g. NVIDIA GeForce RTX 4090; 1e14 for one not in GPUS."""
+def _makers_rates(name: str) -> tuple[float, float]:
+    """FLOP/s and bytes/s from the host of the card that calls itself so, e.g. NVIDIA GeForce RTX 4090; modest
+    ones for a card that is not in GPUS."""
     plain = name.lower().replace(" ", "")
-    return next((gpu.flops for key, gpu in GPUS.items() if key.partition("-")[0] in plain), 1e14)
+    known = (gpu for key, gpu in GPUS.items() if key.partition("-")[0] in plain)
+    return next(((gpu.flops, gpu.link) for gpu in known), (1e14, LINK))
 
 
 def _product_rate(size: int = 768, rounds: int = 3) -> float:
@@ -103,20 +111,75 @@ def _product_rate(size: int = 768, rounds: int = 3) -> float:
 
 
 def ways(family: PipelineFamily, config: Config, clip: tuple[int, int, int], where: Target) -> list[Fit]:
-    """The combinations of the knobs, the exact ones first, then the fastest first; quantised weights are
-    combined with the levels of `tune.recompute` that need the least or are asked for. family: a skeleton.
-    clip: frames, height, width of the reference."""
+    """The combinations of the knobs, the exact ones first, then the fastest first.
+
+    Quantised weights are combined with the levels of `tune.recompute` that need the least or are asked for;
+    blocks are offloaded where that is asked for, or else as many as it takes to fit. family: a skeleton.
+    clip: frames, height, width of the reference.
+    """
     levels = ["none", "ffn", "block"] if family.fused_block else ["none", "block"]
     least = dict.fromkeys([config.tune.recompute, "block"] if config.model.quantise != "none" else ["block"])
     number_format = str(family.dtype).removeprefix("torch.")
-    exact, packed = (
-        family if family.quantise == kind else skeleton(config.model.path, number_format, kind)
-        for kind in PACKED[:2]
-    )
-    found = _ways(exact, config, clip, where, levels, {})
-    eight = _ways(packed, config, clip, where, list(least), {"model.quantise": "int8"})
-    four = [_in_four_bits(fit, packed) for fit in eight]
-    return [*found, *eight, *four]
+    models = {
+        kind: family if family.quantise == kind else skeleton(config.model.path, number_format, kind)
+        for kind in PACKED
+    }
+    eight = _ways(models["int8"], config, clip, where, list(least), {"model.quantise": "int8"})
+    saved = _packed_bytes(models["int8"]) - _packed_bytes(models["nf4"])
+    found = {
+        "none": _ways(models["none"], config, clip, where, levels, {}),
+        "int8": eight,  # of which nf4 differs in nothing but the weights' bytes
+        "nf4": [_lighter(fit, saved, 0, {"model.quantise": "nf4"}) for fit in eight],
+    }
+    asked = config.model.offload
+    return [
+        way
+        for kind, fits in found.items()
+        for way in (*fits, *(o for fit in fits for o in _offloading(fit, models[kind], asked)))
+    ]
+
+
+def _offloading(fit: Fit, family: PipelineFamily, asked: int) -> list[Fit]:
+    """With as many blocks offloaded as are asked for, and as it takes to fit."""
+    if fit.options["tune.recompute"] != "block":
+        return []
+    blocks = [block for group in family.blocks() for block in group]
+
+    def with_(count: int) -> Fit:
+        moved, saved = saved_bytes(spread(blocks, count))
+        saved -= moved if fit.target.host else 0  # there they stay in the same memory
+        return _lighter(fit, saved, moved, {"model.offload": str(count)})
+
+    found = [with_(asked)] if asked else []
+    if not fit.fits and not fit.target.host:
+        tried = map(with_, range(3, len(blocks) + 1))
+        found.append(next((way for way in tried if way.fits), with_(len(blocks))))
+    return found
+
+
+def _lighter(fit: Fit, saved: int, moved: int, options: dict[str, str]) -> Fit:
+    """The same with a transformer that takes fewer bytes, of which some come anew in every pass."""
+    phases = [
+        replace(
+            phase,
+            weights=phase.weights - saved,
+            peak=phase.peak - saved,
+            moves=moved * (2 if phase.name.startswith(STAGES) else 1),  # tuning runs every block twice
+        )
+        if fit.target.host or phase.name not in ("text", "encode")
+        else phase
+        for phase in fit.phases
+    ]
+    return replace(fit, options={**fit.options, **options}, phases=phases)
+
+
+def _packed_bytes(family: PipelineFamily) -> int:
+    layers = quantised_layers(family.transformer)
+    return sum(layer.packed.nbytes + layer.scales.nbytes for _, layer in layers)
+
+
+def _pass_seconds(phase: Phase, where: Target) -> float:
+    return max(phase.flops / where.flops, phase.moves / where.link)
 
 
 def _ways(
@@ -144,18 +207,6 @@ def _ways(
     return sorted(found, key=lambda fit: (fit.options.get("model.vae", ""), fit.seconds))
 
 
-def _in_four_bits(fit: Fit, packed: PipelineFamily) -> Fit:
-    """The same with nf4 instead of int8, which differ in nothing but the weights' bytes."""
-    saved = packed_bytes(packed.transformer, "int8") - packed_bytes(packed.transformer, "nf4")
-    phases = [
-        replace(phase, weights=phase.weights - saved, peak=phase.peak - saved)
-        if fit.target.host or phase.name not in ("text", "encode")
-        else phase
-        for phase in fit.phases
-    ]
-    return replace(fit, options={**fit.options, "model.quantise": "nf4"}, phases=phases)
-
-
 def _counts(phase: Phase, where: Target) -> bool:
     """Text encoders that do not fit a GPU run on the CPU."""
     return where.host or phase.name != "text" or phase.peak + where.used <= where.memory
@@ -171,7 +222,11 @@ def fitting(family: PipelineFamily, config: Config, clips: Sequence[Clip], gpu: 
 
 def as_configured(found: Sequence[Fit], config: Config) -> Fit:
     """The one of `ways` that the configuration asks for."""
-    asked = {"tune.recompute": config.tune.recompute, "model.quantise": config.model.quantise}
+    asked = {
+        "tune.recompute": config.tune.recompute,
+        "model.quantise": config.model.quantise,
+        "model.offload": str(config.model.offload),
+    }
     if any("model.vae" in fit.options for fit in found):  # else it works in tiles anyway, or cannot
         asked["model.vae"] = config.model.vae
     return next(fit for fit in found if {**DEFAULTS, **fit.options}.items() >= asked.items())
@@ -200,7 +255,7 @@ def tables(found: Sequence[Fit], config: Config, where: Target) -> list[Table]:
 def _phase(phase: Phase, where: Target) -> str:
     line = f"peak {(phase.peak + where.used) / 1e9:.2f} GB, of it {phase.weights / 1e9:.2f} GB weights"
     if phase.flops and phase.passes:
-        each = phase.flops / where.flops
+        each = _pass_seconds(phase, where)
         line += f"; {each:.3g} s a step, {duration(each * phase.passes)} for {phase.passes}"
     return line
 
@@ -210,6 +265,9 @@ def _options(fit: Fit) -> str:
 
 
 def _line(fit: Fit) -> str:
-    does = "; ".join(KNOBS[value] for value in fit.options.values())
+    does = "; ".join(KNOBS[value] for value in fit.options.values() if value in KNOBS)
+    if "model.offload" in fit.options:
+        moved = max(phase.moves for phase in fit.phases if not phase.name.startswith(STAGES))
+        does += f"; {moved / 1e9:.1f} GB of the blocks' weights in CPU memory"
     fits = "fits" if fit.fits else f"too large ({fit.worst.name})"
     return f"{fit.peak / 1e9:.2f} GB, {duration(fit.seconds)}, {fits}: {does}"

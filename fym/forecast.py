@@ -42,6 +42,7 @@ class Phase:
     peak: int
     flops: float
     passes: int
+    moves: int = 0  # bytes of offloaded weights that come to the device in each pass
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,12 @@ def classify_clip(config: Config, run_dir: Path, *, console: Console) -> HeadMap
 def _load(config: Config) -> Family:
     model = config.model
     return load_family(
-        model.path, dtype=model.dtype, device=model.device, vae=model.vae, quantise=model.quantise
+        model.path,
+        dtype=model.dtype,
+        device=model.device,
+        vae=model.vae,
+        quantise=model.quantise,
+        offload=model.offload,
     )
 
 

@@ -27,6 +27,7 @@ def load_family(
     device: str = "auto",
     vae: str = "whole",
     quantise: str = "none",
+    offload: int = 0,
 ) -> Family:
     """The model of `model.path`: "embedded", a folder or a hub id; the rest as in fym.config.
 
@@ -40,6 +41,7 @@ def load_family(
     family = family_class(folder, model).load(
         folder, model_id, dtype=number_format, device=where, quantise=quantise
     )
+    family.offload_blocks(offload)
     if vae == "tiled":
         family.tile_vae()
     return family

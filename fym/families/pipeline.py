@@ -21,6 +21,7 @@ from fym.adapters import HeadLora
 from fym.errors import UserError
 from fym.families.base import AttentionControl, BeforeStep, Defaults, Family, OnQK
 from fym.families.fingerprint import fingerprint
+from fym.families.offload import Offload, spread
 from fym.families.quantised import load_quantised
 from fym.flow import Schedule
 from fym.positions import latent_frames
@@ -36,6 +37,7 @@ class PipelineFamily(Family):
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
     tiled_vae: bool = False  # large frames in overlapping tiles
+    offload: Offload | None = None
     guided_passes: ClassVar[int] = 2  # of the transformer in a guided denoising step
     fused_block: ClassVar[bool] = False  # whether feed-forward layers alone can be recomputed
     block_lists: ClassVar[tuple[str, ...]]  # the transformer's module lists, in the order of its layers
@@ -146,6 +148,14 @@ class PipelineFamily(Family):
                 setattr(self.pipeline, name, None)
             elif self.device.type != "cpu":
                 getattr(self.pipeline, name).to("cpu")
+
+    def offload_blocks(self, count: int) -> None:
+        """Keeps the weights of so many blocks of each transformer in CPU memory, -1: of all of them."""
+        names = ("transformer", "transformer_2")
+        transformers = filter(None, (getattr(self.pipeline, name, None) for name in names))
+        groups = [[b for name in self.block_lists for b in getattr(t, name)] for t in transformers]
+        away = [block for blocks in groups for block in spread(blocks, count)]
+        self.offload = Offload(away, self.device) if away else None
 
     @abstractmethod
     def refuse(self) -> None:

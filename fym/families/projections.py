@@ -259,6 +259,8 @@ def not_plain(linear: Any) -> str:
     """What a layer is instead of a linear layer with float weights; empty for such a one."""
     if type(linear) is not torch.nn.Linear:
         return f"{type(linear).__module__.split('.')[0]} {type(linear).__name__}"
+    if linear.weight is None:  # offloaded: it is there when the layer runs
+        return ""
     # torchao keeps the layer and wraps its weight
     if type(linear.weight) not in (torch.nn.Parameter, FakeTensor):
         return f"layer with a {type(linear.weight).__name__} weight"

@@ -40,14 +40,11 @@ class QuantisedLinear(nn.Module):
         super().__init__()
         self.kind, self.in_features, self.out_features = kind, linear.in_features, linear.out_features
         self.bias = linear.bias
-        shape = (self.out_features, self.in_features) if kind == "int8" else (-(-self.num_weights // 2), 1)
-        device, scales = linear.weight.device, -(-self.num_weights // PIECE[kind])
+        count, device = self.in_features * self.out_features, linear.weight.device
+        shape = (self.out_features, self.in_features) if kind == "int8" else (-(-count // 2), 1)
+        scales = torch.empty(-(-count // PIECE[kind]), dtype=torch.float32, device=device)
         self.register_buffer("packed", torch.empty(shape, dtype=torch.uint8, device=device))
-        self.register_buffer("scales", torch.empty(scales, dtype=torch.float32, device=device))
-
-    @property
-    def num_weights(self) -> int:
-        return self.in_features * self.out_features
+        self.register_buffer("scales", scales)
 
     @torch.no_grad()
     def store(self, weight: Tensor) -> None:
@@ -186,16 +183,12 @@ def quantised_layers(module: nn.Module) -> list[tuple[str, QuantisedLinear]]:
 
 
 def num_weights(module: nn.Module) -> int:
-    """How many numbers a model has, packed ones too."""
-    return sum(p.numel() for p in module.parameters()) + sum(
-        layer.num_weights for _, layer in quantised_layers(module)
-    )
-
-
-def packed_bytes(module: nn.Module, kind: str) -> int:
-    """What the packed weights of a quantised module would take as `kind`."""
-    counts = [layer.num_weights for _, layer in quantised_layers(module)]
-    return sum(-(-n * (8 if kind == "int8" else 4) // 8) + 4 * -(-n // PIECE[kind]) for n in counts)
+    """How many numbers a model has, packed and offloaded ones too."""
+    count = sum(p.numel() for p in module.parameters())
+    for part in module.modules():
+        if isinstance(part, QuantisedLinear) or (isinstance(part, nn.Linear) and part.weight is None):
+            count += part.in_features * part.out_features
+    return count
 
 
 @lru_cache

@@ -84,6 +84,30 @@ def test_four_bits_are_counted_as_the_packed_model_itself_is(tmp_path):
     ] * 4
 
 
+def test_as_many_blocks_are_offloaded_as_it_takes(tmp_path):
+    """On a GPU too small by a quarter of the weights; what is counted is what a loaded model takes."""
+    folder = str(save_tiny_wan(tmp_path / "model", heads=4, head_dim=64, layers=12))
+    config = load_config(None, {"model.path": folder, "tune.recompute": "block"})
+    family = skeleton(folder, "bfloat16")
+    job = fit.Job.of(config, family, (5, 32, 48))
+    phases = forecast(family, config, job, ["block"], host=False)["block"]
+    before = phases[-1]
+    most = max(phase.peak for phase in phases)
+    small = fit.Target("a GPU", most - before.weights / 4, 1e12, 0.0, False, 1e9)
+    [found] = fit._offloading(fit.Fit({"tune.recompute": "block"}, phases, small), family, 0)
+    count = int(found.options["model.offload"])
+    assert found.fits and 3 < count < 12
+    exact, less = (load_family(folder, dtype="bfloat16", offload=n) for n in (0, count))
+    taken = [sum(p.nbytes for p in family.transformer.parameters()) for family in (exact, less)]
+    homes = [sum(map(len, home)) for home in less.offload._homes]
+    after = found.phases[-1]
+    assert before.weights - after.weights == pytest.approx(taken[0] - taken[1] - 2 * homes[0], rel=1e-3)
+    assert after.name == "sample" and after.moves == sum(homes)
+    assert found.phases[-2].name == "temporal" and found.phases[-2].moves == 2 * after.moves
+    slow = fit.replace(found, target=fit.replace(small, link=1.0))
+    assert slow.seconds > 1e6 > found.seconds
+
+
 def test_a_model_that_always_works_in_tiles_is_found_as_configured():
     found = [way(1, 1.0, **{"tune.recompute": "none"})]
     assert fit.as_configured(found, load_config(None, {"model.vae": "tiled"})) is found[0]
@@ -111,5 +135,5 @@ def test_freed_encoders_are_gone_and_come_back_the_same(tmp_path, moving_square)
     ],
 )
 def test_a_card_has_its_makers_rate(called, key):
-    assert fit._makers_rate(called) == GPUS[key].flops
-    assert fit._makers_rate("NVIDIA T4") not in {gpu.flops for gpu in GPUS.values()}
+    assert fit._makers_rates(called) == (GPUS[key].flops, GPUS[key].link)
+    assert fit._makers_rates("NVIDIA T4")[0] not in {gpu.flops for gpu in GPUS.values()}
