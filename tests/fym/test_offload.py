@@ -9,6 +9,7 @@ import weakref
 import pytest
 import torch
 from diffusers.hooks import apply_group_offloading, group_offloading
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fym import cli
 from fym.adapters import HeadLora
@@ -33,7 +34,7 @@ def folder(tmp_path_factory):
 def adapter_for(family):
     torch.manual_seed(1)
     heads = [list(range(family.num_heads))] * family.num_layers
-    sizes = {"num_heads": family.num_heads, "head_dim": family.head_dim}
+    sizes = {"num_heads": family.num_heads, "head_dim": family.head_dim, "targets": family.targets}
     adapter = HeadLora(heads, **sizes, rank=4, alpha=4)
     for name, parameter in adapter.named_parameters():
         if name.endswith("lora_B"):
@@ -62,6 +63,79 @@ def test_predictions_and_gradients_have_the_same_bits(folder, quantise, count):
         family.recompute = "block"
         found.append(steps(family))
     assert family.offload.loads > 2
+    assert all(torch.equal(a, b) and a.any() for a, b in zip(*found, strict=True))
+
+
+class LateStream(TorchDispatchMode):
+    """In the place of a CUDA stream: what is copied on it arrives when somebody waits for it, not before."""
+
+    def __init__(self):
+        super().__init__()
+        self.copies = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is not torch.ops.aten.copy_.default:
+            return func(*args, **(kwargs or {}))
+        self.copies.append(args[:2])
+        return args[0]
+
+    def wait_stream(self, other):
+        pass
+
+    def record_event(self):
+        event, self.copies = self.copies, []
+        return event
+
+    @staticmethod
+    def wait_event(event):
+        while event:
+            place, value = event.pop()
+            place.copy_(value)
+
+
+def test_a_block_waits_for_its_weights(folder, monkeypatch):
+    """The other tests copy as early as a stream could, this one as late: whatever a GPU does lies between."""
+    stream, found = LateStream(), []
+    for late in (False, True):
+        family = load_family(folder, offload=-1)
+        if late:
+            family.offload._stream = stream
+            monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+            monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+        family.recompute = "block"
+        found.append(steps(family, 3))
+    assert family.offload._copied == [[], []]  # events, all waited for
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LateStream, "wait_event", lambda *_: None)
+        assert not all(torch.equal(a, b) for a, b in zip(found[0], steps(family, 3), strict=True))
+
+
+@pytest.mark.parametrize("name", ["wan-2.2-14b", "hunyuan_video", "cogvideox-5b"])
+def test_other_families_quantised_in_bfloat16(tiny_model, name):
+    """A step and a clip, for which Wan 2.2's two experts share the slots; three blocks or four."""
+    found = []
+    for offload in (0, -1):
+        family = load_family(str(tiny_model(name)), dtype="bfloat16", quantise="int8", offload=offload)
+        family.recompute, adapter = "block", adapter_for(family)
+        text, scale = family.encode_prompts(["a ball"]), family.pipeline.vae_scale_factor_spatial
+        size = family.default_height // scale, family.default_width // scale
+        latents = torch.randn(1, family.transformer.config.in_channels, 3, *size)
+        with family.attention(adapters=[(adapter, 1.0)]):
+            pred = family.predict(latents, torch.tensor([900.0]), text)
+            pred.square().mean().backward()
+            clip = family.sample(
+                text,
+                text,
+                generator=torch.Generator().manual_seed(0),
+                num_frames=family.default_frames,
+                height=family.default_height,
+                width=family.default_width,
+                steps=3,
+                guidance_scale=5.0,
+            )
+        found.append([*(p.grad for p in adapter.parameters()), clip])
+    assert family.offload.loads >= 2
     assert all(torch.equal(a, b) and a.any() for a, b in zip(*found, strict=True))
 
 
