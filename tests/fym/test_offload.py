@@ -57,6 +57,8 @@ def steps(family, count=2):
 
 @pytest.mark.parametrize(("quantise", "count"), [("none", -1), ("none", 3), ("int8", -1), ("nf4", 4)])
 def test_predictions_and_gradients_have_the_same_bits(folder, quantise, count):
+    if quantise != "none":
+        pytest.importorskip("bitsandbytes")
     found = []
     for offload in (0, count):
         family = load_family(folder, quantise=quantise, offload=offload)
@@ -114,6 +116,7 @@ def test_a_block_waits_for_its_weights(folder, monkeypatch):
 @pytest.mark.parametrize("name", ["wan-2.2-14b", "hunyuan_video", "cogvideox-5b"])
 def test_other_families_quantised_in_bfloat16(tiny_model, name):
     """A step and a clip, for which Wan 2.2's two experts share the slots; three blocks or four."""
+    pytest.importorskip("bitsandbytes")
     found = []
     for offload in (0, -1):
         family = load_family(str(tiny_model(name)), dtype="bfloat16", quantise="int8", offload=offload)

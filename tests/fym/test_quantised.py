@@ -18,6 +18,7 @@ from fym.shapes_only import LiveBytes
 from fym.video import write_clip
 from tests.tiny_pipelines import save_tiny_wan
 
+pytest.importorskip("bitsandbytes")
 KINDS = ["int8", "nf4"]
 CPU = torch.device("cpu")
 
