@@ -141,6 +141,8 @@ def train(dry_run: bool, plan_for: str | None, fresh: bool, **given: Any) -> Non
         with deterministic(config.tune.deterministic), advising(config, run_dir):
             tune.train(config, run_dir, console=console)
     except KeyboardInterrupt as stop:
+        if isinstance(stop.__context__, UserError):  # the run was ending with it when the signal came
+            raise stop.__context__ from None
         goes_on = f"the same command goes on {progress(run_dir)}"
         raise stopping.Stopped(stopping.signal_of(stop), goes_on) from None
     console.info(f"motion file  {run_dir / 'motion.safetensors'}")

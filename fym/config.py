@@ -74,6 +74,11 @@ class ModelConfig:
         "run, for which two blocks' room is kept on the device; -1 = all; needs tune.recompute = block",
         low=-1,
     )
+    shard: bool = option(
+        False,
+        "with several processes (torchrun): each holds only a part of those weights and gets the rest while "
+        "it computes with them",
+    )
 
 
 @dataclass
@@ -405,6 +410,8 @@ def _conflicts(config: Config) -> list[str]:
     if 0 < config.clip.frames < config.temporal.sparse_frames:
         sparse = config.temporal.sparse_frames
         errors.append(f"temporal.sparse_frames = {sparse}: more than clip.frames = {config.clip.frames}")
+    if config.model.shard and (config.model.quantise != "none" or config.model.offload):
+        errors.append("model.shard = true: quantised or offloaded weights cannot be shared out")
     files = max(1, len(config.generate.motion))
     for name in ("temporal_scale", "spatial_scale"):
         scales = get(config, f"generate.{name}")

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from fym.bands import Band, answered
 from fym.config import Config
@@ -101,6 +102,10 @@ class Ranks:
             dist.all_reduce(flat)
         for parameter, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = grad.view_as(parameter)
+
+    def mesh(self, device: torch.device) -> DeviceMesh:
+        """All processes, for what torch shares out among their devices."""
+        return init_device_mesh(device.type, (self.size,))
 
     def wait(self) -> None:
         """Returns when all processes have come here."""

@@ -19,8 +19,16 @@ class Samples:
     """samples/ of a run: one clip per prompt, seed and step, listed in samples.json."""
 
     def __init__(
-        self, run_dir: Path, config: GenerateConfig, captions: list[str], tracker: TensorBoard | None = None
+        self,
+        run_dir: Path,
+        config: GenerateConfig,
+        captions: list[str],
+        tracker: TensorBoard | None = None,
+        *,
+        writes: bool = True,
     ) -> None:
+        """writes: False for processes that only help to make the clips."""
+        self.writes = writes
         self.folder, self.config, self.tracker = run_dir / "samples", config, tracker
         self.prompts = config.prompts or list(dict.fromkeys(captions))
         self._list = self.folder / "samples.json"
@@ -41,6 +49,8 @@ class Samples:
                 ):
                     continue
                 frames = one_clip(family, config, prompt, seed, motion=motion)
+                if not self.writes:
+                    continue
                 name = f"step-{step:06d}-{index}-s{seed}.mp4"
                 write_clip(self.folder / name, frames, family.default_fps)
                 rows = [row for row in rows if row["file"] != name] + [{"file": name, **wanted}]

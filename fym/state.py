@@ -22,7 +22,15 @@ from fym.video import Clip
 
 # Options that may change between two goes of one run: they say where things are and what is shown, not what
 # is learned. Clip and model are compared by content.
-FREE = ("output", "preset", "model.path", "model.device", "model.offload", "clip.path")
+FREE = (
+    "output",
+    "preset",
+    "model.path",
+    "model.device",
+    "model.offload",
+    "model.shard",
+    "clip.path",
+)
 FREE_SECTIONS = ("generate",)
 FREE_TUNE = ("checkpoint_every", "keep", "sample_every", "log_every", "recompute", "tensorboard")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,10 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
         remove_parts(run_dir)
         write_file(run_dir / "config.toml", to_toml(config))
     family = family or _load(config)
+    if config.model.shard:
+        _shard(family, ranks, console)
+    # What the first process does alone otherwise takes all of them where each has a part of the weights.
+    acts = ranks.first or family.sharded
     for difference in record(run_dir, family.device, family.dtype) if ranks.first else ():
         console.info(f"not the environment of the go before: {difference}")
     family.recompute = config.tune.recompute
@@ -92,18 +97,18 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
     config = replace(config, temporal=replace(config.temporal, lowest_noise=level))
     timings = Timings(run_dir / "timings.json", family.device, writes=ranks.first)
     materials = _materials(config, family, clips, run_dir, writes=ranks.first)
-    samples = Samples(run_dir, config.generate, config.clip.prompt, tracker)
+    samples = Samples(run_dir, config.generate, config.clip.prompt, tracker, writes=ranks.first)
     with ranks.first_ahead():
         sparse = _prepare(materials, config, run_dir, timings)
         if ranks.size > 1:
             wholes = [material.latents for material in materials]
             title, rows = sharing_table(config, family, wholes, ranks)
             console.table(title, rows)
-        if ranks.first:
+        if acts:
             samples.encode(family)
         family.free_encoders(keep_vae=encodes_later(config.temporal))
+    with nullcontext() if family.sharded else ranks.first_ahead():
         head_map = _classified(config, run_dir, family, materials, timings, console, ranks)
-
     state, resumed = begin(config, run_dir, family, clips, head_map)
     ranks.wait()  # before the first one writes further checkpoints
     spatial, temporal = state.adapters["spatial"], state.adapters["temporal"]
@@ -134,7 +139,7 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
                     config.tune.sample_every
                     and step % config.tune.sample_every == 0 < config.temporal.steps - step
                 ):
-                    if ranks.first:
+                    if acts:
                         samples.make(family, MotionFile(temporal, spatial, about), step)
                         family.free_encoders(keep_vae=encodes_later(config.temporal))
                     ranks.wait()
@@ -146,16 +151,20 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
         if log is not None:
             log.close()
     motion_path, report = run_dir / "motion.safetensors", run_dir / "report.html"
+    if acts:
+        about["norm_leak"] = _leak(family, state, sparse[0])
+    with ranks.first_ahead():
+        if ranks.first:
+            keep_newest(run_dir / "checkpoints", config.tune.keep)  # a kill may have come just before that
+            leak = f"{about['norm_leak']:.2%}"
+            console.info(f"the heads without an adapter change by {leak} through the common norm")
+            save_motion_file(motion_path, temporal, spatial, about)
+    if acts:
+        with timings.measure("sample"):
+            samples.make(family, load_motion_file(motion_path), config.temporal.steps)
     if ranks.first:
         from fym.report import write_report
 
-        keep_newest(run_dir / "checkpoints", config.tune.keep)  # a kill may have come just before that
-        about["norm_leak"] = _leak(family, state, sparse[0])
-        leak = f"{about['norm_leak']:.2%}"
-        console.info(f"the heads without an adapter change by {leak} through the common norm")
-        save_motion_file(motion_path, temporal, spatial, about)
-        with timings.measure("sample"):
-            samples.make(family, load_motion_file(motion_path), config.temporal.steps)
         report = write_report(run_dir)
     ranks.wait()
     return TrainResult(run_dir, motion_path, report, head_map)
@@ -179,6 +188,13 @@ def _load(config: Config) -> Family:
         quantise=model.quantise,
         offload=model.offload,
     )
+
+
+def _shard(family: Family, ranks: Ranks, console: Console) -> None:
+    if ranks.size > 1:
+        family.shard(ranks.mesh(family.device))
+    else:
+        console.info("model.shard: there is one process, which holds the whole model")
 
 
 def _materials(
@@ -215,11 +231,14 @@ def _classified(
     console: Console,
     ranks: Ranks,
 ) -> HeadMap:
-    """The head map of the run that is resumed, or a new one."""
+    """The head map of the run that is resumed, or a new one; all processes have that of the first."""
     path = run_dir / "heads.json"
-    if not ranks.first or (path.exists() and load_checkpoint(run_dir / "checkpoints") is not None):
-        return HeadMap.load(path)
-    return _classify(config, run_dir, family, materials, timings, console)
+    resumed = path.exists() and load_checkpoint(run_dir / "checkpoints") is not None
+    if not resumed and (ranks.first or family.sharded):
+        found = _classify(config, run_dir, family, materials, timings, console, writes=ranks.first)
+    if family.sharded:
+        ranks.wait()
+    return found if not resumed and ranks.first else HeadMap.load(path)
 
 
 def _classify(
@@ -229,6 +248,8 @@ def _classify(
     materials: Sequence[Material],
     timings: Timings,
     console: Console,
+    *,
+    writes: bool = True,
 ) -> HeadMap:
     from fym.report import plots
 
@@ -248,8 +269,9 @@ def _classify(
             maps.append(found)
         head_map = mean_map(maps) if len(maps) > 1 else maps[0]
         console.end_stage()
-    head_map.save(run_dir / "heads.json")
-    plots.save(plots.head_map(head_map), run_dir / "heads.png")
+    if writes:
+        head_map.save(run_dir / "heads.json")
+        plots.save(plots.head_map(head_map), run_dir / "heads.png")
     return head_map
 
 

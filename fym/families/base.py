@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from fym.adapters import AdapterStack, HeadLora
 from fym.bands import Band
@@ -92,6 +93,7 @@ class Family(ABC):
     dtype: torch.dtype  # of the transformer
     targets: str = "qkvo"  # projections that can have an adapter
     quantise: str = "none"  # what the weights of the blocks' linear layers are packed as
+    sharded: bool = False  # each process has a part of the weights: all must do every pass together
     recompute: str = "none"  # in the backward pass: "none", "ffn" or "block"; read by `attention`
 
     @property
@@ -136,6 +138,11 @@ class Family(ABC):
     def tile_vae(self) -> None:
         """Has the VAE work on large frames in overlapping tiles, which takes less memory; UserError where it
         cannot."""
+
+    @abstractmethod
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Shares the weights of the transformer's blocks out among the processes of `mesh`, all of which must
+        call it and from then on do every pass together. UserError for a model of two transformers."""
 
     @abstractmethod
     def free_encoders(self, *, keep_vae: bool = False) -> None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from fym.adapters import HeadLora
 from fym.errors import UserError
@@ -23,6 +24,7 @@ from fym.families.base import AttentionControl, BeforeStep, Defaults, Family, On
 from fym.families.fingerprint import fingerprint
 from fym.families.offload import Offload, spread
 from fym.families.quantised import load_quantised
+from fym.families.sharded import shard, together
 from fym.flow import Schedule
 from fym.positions import latent_frames
 
@@ -132,6 +134,16 @@ class PipelineFamily(Family):
             self.tiled_vae = True
             self.pipeline.vae.enable_tiling()
             self.encoder_hash += " tiled"  # latents differ a little at the seams
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        if getattr(self.pipeline, "transformer_2", None) is not None:
+            raise UserError(
+                f"The weights of {self.model_id} cannot be shared out",
+                "it is two transformers, which take turns on the device",
+                "Leave model.shard at false",
+            )
+        shard(self.transformer, [block for group in self.blocks() for block in group], mesh)
+        self.sharded = True
 
     def part(self, name: str, device: torch.device | None = None) -> Any:
         """An encoder, text encoder or VAE, on `device` (the model's); read again where it was freed."""
@@ -266,7 +278,7 @@ class PipelineFamily(Family):
         if checkpoint:
             self.transformer.enable_gradient_checkpointing()
         try:
-            with self.acting(control):
+            with self.acting(control), together() if self.sharded else nullcontext():
                 yield control
         finally:
             if checkpoint:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor  # shapes only
+from torch.distributed.tensor import DTensor
 
 import fym_kernels
 from fym.adapters import AdapterStack, Update
@@ -261,8 +262,8 @@ def not_plain(linear: Any) -> str:
         return f"{type(linear).__module__.split('.')[0]} {type(linear).__name__}"
     if linear.weight is None:  # offloaded: it is there when the layer runs
         return ""
-    # torchao keeps the layer and wraps its weight
-    if type(linear.weight) not in (torch.nn.Parameter, FakeTensor):
+    # torchao keeps the layer and wraps its weight; a DTensor is a plain one again while its block computes
+    if type(linear.weight) not in (torch.nn.Parameter, FakeTensor, DTensor):
         return f"layer with a {type(linear.weight).__name__} weight"
     if linear.weight.dtype not in FLOATS:
         return f"layer of {str(linear.weight.dtype).removeprefix('torch.')} weights"

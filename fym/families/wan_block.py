@@ -23,6 +23,7 @@ import fym_kernels
 from fym.families import lean
 from fym.families.base import AttentionControl
 from fym.families.projections import FLOATS, hooked, project, project_out
+from fym.families.sharded import kind_of
 
 
 class WanSelfAttention:
@@ -159,7 +160,7 @@ class WanBlockForward:
 
 def why_stock(block: Any) -> str:
     """Why a block must keep its own forward; empty where `WanBlockForward` computes the same."""
-    if type(block) is not WanTransformerBlock:
+    if kind_of(block) is not WanTransformerBlock:
         return f"the blocks are of class {type(block).__name__}"
     if hooked(block) and not isinstance(vars(block).get("forward"), WanBlockForward):  # ours may be nested
         return "another library has replaced the blocks' forward"

@@ -15,12 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 import fym
+from benchmarks.faults import contents
 from fym import stage, tune
 from fym.bands import Band
 from fym.checkpoint import load_checkpoint
 from fym.config import load_config, to_toml
 from fym.console import QuietConsole
 from fym.errors import UserError
+from fym.families import load_family
 from fym.families.base import AttentionControl
 from fym.ranks import ALONE, Ranks, check_device
 from fym.video import write_clip
@@ -31,8 +33,10 @@ import os, sys
 from pathlib import Path
 import torch
 from fym import tune
+from fym.adapters import HeadLora
 from fym.config import load_config
 from fym.console import QuietConsole
+from fym.families import load_family
 from fym.ranks import launched, leave
 
 torch.set_num_threads(int(sys.argv[2]))
@@ -55,16 +59,49 @@ class Stop(QuietConsole):
             import signal
             signal.raise_signal(signal.SIGINT)
 
+load, families = tune._load, []
+
+def loaded(config):
+    families.append(load(config))
+    return families[-1]
+
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
-for name, console in (
-    ("two", QuietConsole()), ("begun", QuietConsole()), ("stopped", Stop()), ("bands", QuietConsole())
-):
+tune._load = loaded
+for name in ("two", "begun", "stopped", "bands", "sharded"):
+    console = Stop() if name == "stopped" else QuietConsole()
     try:
         tune.train(load_config(place / f"{name}.toml"), place / name, console=console)
         assert name != "stopped"
     except KeyboardInterrupt:
         assert name == "stopped"
+matrices = [p for block in families[-1].blocks()[0] for p in block.parameters() if p.ndim == 2]
+assert 2 * sum(p.to_local().numel() for p in matrices) == sum(p.numel() for p in matrices) > 0
+
+def results(family):
+    # of a pass and its gradients
+    sizes = dict(num_heads=family.num_heads, head_dim=family.head_dim, targets=family.targets)
+    adapter = HeadLora([[0]] * family.num_layers, **sizes, rank=2, alpha=2)
+    torch.manual_seed(0)
+    for parameter in adapter.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    latents = torch.randn(1, family.transformer.config.in_channels, 5, 4, 6)
+    with family.attention(adapters=[(adapter, 1.0)]):
+        predicted = family.predict(latents, torch.tensor([500.0]), family.encode_prompts(["a"]))
+        predicted.square().mean().backward()
+    return [predicted, *(parameter.grad for parameter in adapter.parameters())]
+
+def at_all_levels(family):
+    found = []
+    for family.recompute in ("none", "block"):
+        found += results(family)
+    return found
+
+for folder in sys.argv[3:]:
+    family = load_family(folder, device="cpu")
+    plain = at_all_levels(family)
+    family.shard(ranks.mesh(family.device))
+    assert all(map(torch.equal, at_all_levels(family), plain)) and all(t.any() for t in plain), folder
 if ranks.rank == 1:
     assert not [path for path in written if path.startswith(str(place))], written
 leave()
@@ -129,10 +166,11 @@ ONE_SAMPLE = {"spatial.batch_size": 1, "temporal.batch_size": 1, "temporal.whole
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, configure):
+def runs(tmp_path_factory, configure, tiny_model):
     """Folder of the runs: `one` by one process, `turns` by one that takes two shares in turn, `two` by two
-    processes, `begun` by one in turn and then by two, `stopped` by two and then by one in turn; `whole` by
-    one and `bands` by two processes, with one sample a step."""
+    processes, `begun` by one in turn and then by two, `stopped` by two that share the weights and then by one
+    in turn; `whole` by one and `bands` by two processes, with one sample a step, and `sharded` by two that
+    share the weights as well. The two processes also compare other families with and without that."""
     place = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fym.report.write_report", lambda run_dir: run_dir / "report.html")
@@ -142,16 +180,17 @@ def runs(tmp_path_factory, configure):
         tune.train(configure(), place / "turns", console=QuietConsole())
         with pytest.raises(KeyboardInterrupt):
             tune.train(configure(), place / "begun", console=Interrupting("temporal", 1))
-        for name in ("two", "begun", "stopped", "bands"):
-            config = configure(**(ONE_SAMPLE if name == "bands" else {}))
+        for name in ("two", "begun", "stopped", "bands", "sharded"):
+            changes = ONE_SAMPLE if name in ("bands", "sharded") else {}
+            config = configure(**changes, model__shard=name in ("stopped", "sharded"))
             (place / f"{name}.toml").write_text(to_toml(config))
-        two_processes(place)
+        two_processes(place, tiny_model("hunyuan_video"), tiny_model("cogvideox-5b"))
         assert not (place / "stopped" / "motion.safetensors").exists()
         tune.train(configure(), place / "stopped", console=QuietConsole())
     return place
 
 
-def two_processes(place):
+def two_processes(place, *models):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -159,7 +198,7 @@ def two_processes(place):
     for rank in range(2):
         known = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
         env = environment() | {k: str(v) for k, v in {**known, "MASTER_PORT": port}.items()}
-        command = [sys.executable, "-c", WORKER, str(place), str(torch.get_num_threads())]
+        command = [sys.executable, "-c", WORKER, str(place), str(torch.get_num_threads()), *map(str, models)]
         processes.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE))
     try:
         for process in processes:
@@ -201,6 +240,21 @@ def test_gradients_and_motion_file_equal_those_of_one_process_within_rounding(ru
     assert pairs and all(relative(one[b] @ one[a], two[b] @ two[a]) < 1e-2 for a, b in pairs)
 
 
+def test_weights_that_are_shared_out_change_nothing(runs):
+    """Every file of the run: heads, checkpoints, motion file, sample clips."""
+    ours, theirs = (contents(runs / name) for name in ("bands", "sharded"))
+    differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    assert differing == ["config.toml"] and any(name.endswith(".mp4") for name in ours)
+
+
+def test_what_cannot_be_shared_out_is_refused(tiny_model, configure):
+    family = load_family(str(tiny_model("wan-2.2-14b")), device="cpu")
+    with pytest.raises(UserError, match=r"cannot be shared out: it is two transformers.*model\.shard"):
+        family.shard(None)
+    with pytest.raises(UserError, match=r"model\.shard = true: quantised or"):
+        configure(model__shard=True, model__quantise="int8")
+
+
 def relative(ours, theirs):
     return float((ours - theirs).norm() / ours.norm())
 
@@ -216,9 +270,10 @@ def test_the_log_is_that_of_one_process(runs, alone, together):
             assert a[name] == pytest.approx(b[name], rel=1e-3)
 
 
-def test_a_lost_process_ends_the_run_with_a_sentence_and_a_checkpoint(configure, tmp_path):
+@pytest.mark.parametrize("shard", [False, True])
+def test_a_lost_process_ends_the_run_with_a_sentence_and_a_checkpoint(configure, tmp_path, shard):
     """torchrun and the command line; the second process is killed while both train."""
-    config = configure(temporal__steps=100_000, tune__keep=3)
+    config = configure(temporal__steps=100_000, tune__keep=3, model__shard=shard)
     (tmp_path / "config.toml").write_text(to_toml(config))
     folder = tmp_path / "run"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -233,7 +288,9 @@ def test_a_lost_process_ends_the_run_with_a_sentence_and_a_checkpoint(configure,
     os.kill(second, signal.SIGKILL)
     said, errors = process.communicate()
     assert process.returncode == 1 and "Traceback" not in errors.partition("fym: ")[0]
-    assert errors.count("fym: A process of this run was lost") == 1 and "Run the same command" in errors
+    assert errors.count("fym: A process of this run was lost") == 1 and "Run the same command" in errors, (
+        errors
+    )
     assert said.count("\nHeads\n") == 1
     assert load_checkpoint(folder / "checkpoints").record["stage"] == "temporal"
 
