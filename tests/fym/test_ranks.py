@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import fym
 from benchmarks.faults import contents
-from fym import stage, tune
+from fym import cli, stage, tune
 from fym.bands import Band
 from fym.checkpoint import load_checkpoint
 from fym.config import load_config, to_toml
@@ -293,6 +293,21 @@ def test_a_lost_process_ends_the_run_with_a_sentence_and_a_checkpoint(configure,
     )
     assert said.count("\nHeads\n") == 1
     assert load_checkpoint(folder / "checkpoints").record["stage"] == "temporal"
+
+
+def test_a_signal_does_not_hide_why_a_run_ends(configure, tmp_path, monkeypatch, capsys):
+    """torchrun sends SIGTERM as soon as it sees that a process is lost."""
+
+    def train(*_, **__):
+        try:
+            raise UserError("A process of this run was lost", "it no longer answers", "Run it again")
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(tune, "train", train)
+    (tmp_path / "config.toml").write_text(to_toml(configure()))
+    assert cli.main(["train", "--config", str(tmp_path / "config.toml"), "-o", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.startswith("fym: A process of this run was lost")
 
 
 def children(pid):
