@@ -149,8 +149,8 @@ class StageConfig:
     """What the two training stages share."""
 
     steps: int = option(500, "optimiser steps", low=0)
-    learning_rate: float = option(1e-4, "learning rate of AdamW", low=0)
-    weight_decay: float = option(0.1, "weight decay of AdamW", low=0)
+    learning_rate: float = option(1e-4, "learning rate", low=0)
+    weight_decay: float = option(0.1, "weight decay", low=0)
     rank: int = option(16, "rank of the adapter", low=1)
     alpha: float = option(16.0, "the adapter is scaled by alpha / rank", low=0)
     batch_size: int = option(1, "samples a step", low=1)
@@ -160,12 +160,26 @@ class StageConfig:
 class SpatialConfig(StageConfig):
     """Stage 2: appearance, one frame a step, on the spatial heads."""
 
+    looks: int = option(
+        1,
+        "looks that are learned, each for `steps` steps and in an adapter of its own: the clip's and those "
+        "of copies in other colours; the temporal stage sees the motion in all of them, so that it is "
+        "learned apart from the look. Only the first is kept",
+        low=1,
+        high=64,
+    )
+
+    @property
+    def all_steps(self) -> int:
+        """The steps of the stage."""
+        return self.steps * self.looks
+
 
 @dataclass
 class TemporalConfig(StageConfig):
     """Stage 3: motion, sparsely picked frames, on the temporal heads."""
 
-    weight_decay: float = option(0.5, "weight decay of AdamW", low=0)
+    weight_decay: float = option(0.5, "weight decay", low=0)
     sparse_frames: int = option(17, "frames picked from the clip, 4n+1", check=_sparse_4n1)
     picking: str = option(
         "uniform",
@@ -191,13 +205,6 @@ class TemporalConfig(StageConfig):
         choices=("encode", "select"),
     )
     motion_weight: float = option(1.0, "weight of the motion loss", low=0)
-    recolour: float = option(
-        0.0,
-        "share of steps on copies of the clip in random colours, without caption and spatial adapter, so "
-        "that the motion is learned apart from the look",
-        low=0,
-        high=1,
-    )
     lowest_noise: float = option(
         0.0,
         "lowest noise level trained on; the adapter then also acts only from there up when a clip is made, "
@@ -224,6 +231,11 @@ class TemporalConfig(StageConfig):
 class TuneConfig:
     """Both training stages."""
 
+    optimizer: str = option(
+        "adamw",
+        "AdamW, or Muon, which fits a motion in fewer steps and keeps one state a weight instead of two",
+        choices=("adamw", "muon"),
+    )
     targets: str = option("qkvo", "projections that get an adapter", choices=("qkv", "qkvo"))
     noise: str = option("uniform", "distribution of the noise level", choices=("uniform", "logit_normal"))
     weighting: str = option("bell", "weight of a noise level in the loss", choices=("bell", "none"))

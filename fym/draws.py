@@ -10,6 +10,7 @@ from fym.config import TemporalConfig
 from fym.material import Material, SparseClip
 from fym.positions import whole_clips
 from fym.stage import Draw, Sample
+from fym.state import look_name
 
 
 def one_of(draws: Sequence[Draw]) -> Draw:
@@ -24,34 +25,32 @@ def one_of(draws: Sequence[Draw]) -> Draw:
     return draw
 
 
-def frame_draw(material: Material) -> Draw:
-    """Frames of the clip, each alone, with its caption and no time."""
+def frame_draw(material: Material, looks: int = 1) -> Draw:
+    """Frames of the clip, each alone, with its caption and no time; the looks take turns."""
 
     def draw(generator: torch.Generator, batch: int, step: int) -> Sample:
+        look = step % looks
         index = torch.randint(material.num_frames, (batch,), generator=generator)
-        latents = material.frame_latents[index.to(material.frame_latents.device)]
-        return Sample(latents, None, material.text, ("spatial",))
+        latents = material.frame_latents(look)
+        return Sample(latents[index.to(latents.device)], None, material.text, (look_name(look),))
 
     return draw
 
 
-def clip_draw(sparse: SparseClip, settings: TemporalConfig) -> Draw:
-    """The clip with its caption and its look's adapter: picked frames, in the last `whole_steps` all of them.
-
-    In a share `recolour` of the steps before, recoloured copies with neither caption nor adapter, so that
-    nothing ties the motion to the look.
+def clip_draw(sparse: SparseClip, settings: TemporalConfig, looks: int = 1) -> Draw:
+    """The clip in one of its looks, with its caption and that look's adapter: picked frames, in the last
+    `whole_steps` all of them.
     """
-    material, both = sparse.material, ("spatial", "temporal")
+    material = sparse.material
 
     def draw(generator: torch.Generator, batch: int, step: int) -> Sample:
+        look = int(torch.randint(looks, (), generator=generator)) if looks > 1 else 0
+        active = (look_name(look), "temporal")
         if step > settings.steps - settings.whole_steps:
-            whole = material.latents
+            whole = material.encoded(None, look)
             clips = whole_clips(batch, settings.sparse_frames, whole.shape[1])
-            return Sample(whole.expand(clips, -1, -1, -1, -1), None, material.text, both)
-        if settings.recolour and torch.rand((), generator=generator) < settings.recolour:
-            latents, positions = sparse.draw_recoloured(generator, batch)
-            return Sample(latents, positions, material.no_text, ("temporal",))
-        latents, positions = sparse.draw(generator)
-        return Sample(latents.expand(batch, -1, -1, -1, -1), positions, material.text, both)
+            return Sample(whole.expand(clips, -1, -1, -1, -1), None, material.text, active)
+        latents, positions = sparse.draw(generator, look)
+        return Sample(latents.expand(batch, -1, -1, -1, -1), positions, material.text, active)
 
     return draw

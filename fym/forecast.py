@@ -180,22 +180,25 @@ def _stage(
     trained = adapters[stage]
     for adapter in acting:
         adapter.requires_grad_(adapter is trained)
-    settings: StageConfig = getattr(config, stage)
     weight = config.temporal.motion_weight if stage == "temporal" else 0.0
+    moments = 1 if config.tune.optimizer == "muon" else 2
+    others = (config.spatial.looks - 1) * (1 + moments if stage == "spatial" else 1)
 
     def step() -> None:
-        states = [torch.empty(p.shape) for p in trained.parameters() for _ in range(2)]  # of AdamW
+        states = [torch.empty(p.shape) for p in trained.parameters() for _ in range(moments)]
+        copies = [torch.empty(p.shape) for p in adapters["spatial"].parameters() for _ in range(others)]
         noisy, timestep, text = _inputs(family, job, batch, frames)
         target, levels = torch.empty_like(noisy), torch.empty(batch)
         with family.attention(adapters=[(adapter, 1.0) for adapter in acting]):
             pred = family.predict(noisy, timestep, text)
             tuning_loss(pred, target, levels, motion_weight=weight).backward()
-        del pred, states
+        del pred, states, copies
         for parameter in trained.parameters():
             parameter.grad = None
 
     whole = config.temporal.whole_steps if stage == "temporal" else 0
-    passes = whole if name else settings.steps - whole
+    steps = config.spatial.all_steps if stage == "spatial" else config.temporal.steps
+    passes = whole if name else steps - whole
     parts = [family.transformer, *acting, *([family.pipeline.vae] if encodes_later(config.temporal) else [])]
     tokens = math.prod(family.grid(_latents(family, job, frames)))
     return _count(name or stage, step, parts, batch * _step_flops(family, tokens), passes)

@@ -22,7 +22,6 @@ from fym.positions import COMPRESSION, latent_frames, sparse_frames, time_positi
 from fym.tracks import moving_share
 from fym.video import Clip, read_clip
 
-PALETTES = 16  # recoloured copies of a clip
 RANDOM_PICKING = ("phase", "groups")
 
 
@@ -76,8 +75,7 @@ def lowest_noise(config: TemporalConfig, clips: Sequence[Tensor]) -> float:
 
 def encodes_later(config: TemporalConfig) -> bool:
     """Whether steps have clips encoded that were not before, which takes the VAE."""
-    drawn = config.picking in RANDOM_PICKING and config.latents == "encode"
-    return config.recolour > 0 or drawn
+    return config.picking in RANDOM_PICKING and config.latents == "encode"
 
 
 class Material:
@@ -94,6 +92,7 @@ class Material:
             "encoders": family.encoder_hash,
         }
         self._encoded: dict[tuple[tuple[int, ...] | None, int], Tensor] = {}
+        self._frames: dict[int, Tensor] = {}
 
     @property
     def num_frames(self) -> int:
@@ -104,24 +103,21 @@ class Material:
         """(1,L,d_text), the caption."""
         return self._embedding(self.caption)
 
-    @cached_property
-    def no_text(self) -> Tensor:
-        """(1,L,d_text), the empty prompt."""
-        return self._embedding("")
-
     @property
     def latents(self) -> Tensor:
         """(C,F',h,w), the whole clip."""
         return self.encoded(None, 0)
 
-    @cached_property
-    def frame_latents(self) -> Tensor:
-        """(F,C,1,h,w), every frame encoded alone."""
-        frames = self.clip.frames
-        return self._cached(
-            lambda: torch.stack([self.family.encode_video(frames[i : i + 1]) for i in range(len(frames))]),
-            kind="frames",
-        )
+    def frame_latents(self, palette: int = 0) -> Tensor:
+        """(F,C,1,h,w), every frame encoded alone, see `recolour`."""
+        if palette not in self._frames:
+
+            def encode() -> Tensor:
+                frames = recolour(self.clip.frames, palette)
+                return torch.stack([self.family.encode_video(frame[None]) for frame in frames])
+
+            self._frames[palette] = self._cached(encode, kind="frames", palette=palette)
+        return self._frames[palette]
 
     def encoded(self, index: Tensor | None, palette: int) -> Tensor:
         """(C,F'_s,h,w), the picked frames (None: all) encoded as a clip of their own, see `recolour`."""
@@ -164,18 +160,19 @@ class SparseClip:
             )
         self.material, self.config = material, config
         self._random = config.picking in RANDOM_PICKING
-        self._fixed = None if self._random else self._view(self._pick(None))
+        self._fixed = None if self._random else self._pick(None)
 
-    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, generator: torch.Generator, palette: int = 0) -> tuple[Tensor, Tensor]:
         """Latents (C,F'_s,h,w) and time positions (F'_s,); random with picking "phase" and "groups"."""
-        return self._fixed if self._fixed is not None else self._view(self._pick(generator))
+        return self._view(self._pick(generator) if self._fixed is None else self._fixed, palette)
 
-    def draw_recoloured(self, generator: torch.Generator, batch: int) -> tuple[Tensor, Tensor]:
-        """Latents (B,C,F'_s,h,w), each sample in other colours, and their common time positions."""
-        index = self._pick(generator)
-        palettes = 1 + torch.randint(PALETTES, (batch,), generator=generator)
-        views = [self._view(index, int(palette)) for palette in palettes]
-        return torch.stack([latents for latents, _ in views]), views[0][1]
+    def encode(self, looks: int) -> None:
+        """Encodes, in each of so many looks, all that can be encoded before the steps."""
+        for palette in range(looks):
+            self.material.encoded(None, palette)
+            self.material.frame_latents(palette)
+            if self._fixed is not None:
+                self._view(self._fixed, palette)
 
     @property
     def frame_index(self) -> list[int]:

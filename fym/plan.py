@@ -77,18 +77,22 @@ class Plan:
         ]
 
     def _stages(self) -> list[tuple[str, str]]:
-        def line(stage: StageConfig, tokens: int) -> str:
+        def line(stage: StageConfig, steps: int, tokens: int) -> str:
             return (
-                f"{stage.steps} steps of {tokens * stage.batch_size:,} tokens, rank {stage.rank}, "
+                f"{steps} steps of {tokens * stage.batch_size:,} tokens, rank {stage.rank}, "
                 f"learning rate {stage.learning_rate:g}"
             )
 
-        config = self.config
+        config, spatial, temporal = self.config, self.config.spatial, self.config.temporal
         return [
-            ("spatial", line(config.spatial, self.tokens_frame)),
-            ("temporal", line(config.temporal, self.tokens_sparse) + self._whole()),
+            ("spatial", line(spatial, spatial.all_steps, self.tokens_frame) + self._looks()),
+            ("temporal", line(temporal, temporal.steps, self.tokens_sparse) + self._whole()),
             ("preset", config.preset),
         ]
+
+    def _looks(self) -> str:
+        looks = self.config.spatial.looks
+        return f", in turn on the clip and {looks - 1} recoloured copies" if looks > 1 else ""
 
     def _whole(self) -> str:
         whole = self.config.temporal.whole_steps

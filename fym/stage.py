@@ -36,7 +36,7 @@ class Sample(NamedTuple):
     latents: Tensor  # (B,C,F',h,w)
     positions: Tensor | None  # (F',) time positions, None = 0, 1, 2, ...
     text: Tensor  # (1,L,d_text)
-    active: tuple[str, ...]  # adapters in the forward pass; the stage's own one is trained
+    active: tuple[str, ...]  # adapters in the forward pass; those of the stage are trained
 
 
 Draw = Callable[[torch.Generator, int, int], Sample]
@@ -70,15 +70,14 @@ def run_stage(
     ranks: Ranks = ALONE,
     after_step: Callable[[int], None] | None = None,
 ) -> list[float]:
-    """Trains `state.adapters[stage.name]` from `state.step` on; returns the seconds of each step.
+    """Trains the adapters of a stage, which `state` has entered, from `state.step` on; returns the seconds of
+    each step.
 
     The first of `ranks` writes checkpoints to `folder` in the run directory. Raises UserError at a
     loss that is not finite (before the step is taken) and when a process is lost, and Stopped, after a
     checkpoint, when the run was asked to stop.
     """
     settings, tune = stage.settings, stage.tune
-    trained = state.adapters[stage.name]
-    parameters = list(trained.parameters())
     assert state.optimizer is not None
     stacks: dict[tuple[str, ...], AdapterStack] = {}
     seconds = []
@@ -95,6 +94,8 @@ def run_stage(
                     active = [(state.adapters[name], 1.0) for name in sample.active]
                     stacks[sample.active] = family.stack(active)
                 control.stack, control.time_positions = stacks[sample.active], sample.positions
+                acting = [p for name in sample.active for p in state.adapters[name].parameters()]
+                parameters = [p for p in acting if p.requires_grad]
                 figures = ranks.sum(_backward(family, stage, state.generator, sample, control, ranks))
                 ranks.sum_gradients(parameters)
                 norm = torch.nn.utils.clip_grad_norm_(parameters, tune.grad_clip or float("inf"))

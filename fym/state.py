@@ -12,10 +12,11 @@ from torch import Tensor
 
 from fym.adapters import HeadLora
 from fym.checkpoint import Checkpoint, load_checkpoint
-from fym.config import OPTIONS, Config, StageConfig, load_config
+from fym.config import OPTIONS, Config, StageConfig, TuneConfig, load_config
 from fym.errors import UserError
 from fym.families import Family
 from fym.heads import HeadMap
+from fym.muon import Muon
 from fym.options import get
 from fym.runlog import STAGES
 from fym.video import Clip
@@ -57,12 +58,14 @@ class TuningState:
         return Checkpoint(name, tensors, {"stage": self.stage, "step": self.step, "identity": self.identity})
 
     def enter(self, stage: str, config: Config) -> None:
-        """Starts a stage: only its own adapter trains, the other stays as it is."""
+        """Starts a stage: only its own adapters train, the others stay as they are."""
+        trained = []
         for name, adapter in self.adapters.items():
-            adapter.requires_grad_(name == stage)
+            adapter.requires_grad_((name == "temporal") == (stage == "temporal"))
+            trained += [p for p in adapter.parameters() if p.requires_grad]
         self.stage, self.step = stage, 0
         settings = config.spatial if stage == "spatial" else config.temporal
-        self.optimizer = new_optimizer(self.adapters[stage], settings)
+        self.optimizer = new_optimizer(trained, settings, config.tune)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Takes over generator, step and optimiser from a checkpoint of the present stage."""
@@ -88,10 +91,10 @@ def begin(
     identity = {"model": family.model_hash, "clip": " ".join(clip.sha256 for clip in clips)}
     state = TuningState(torch.Generator().manual_seed(config.tune.seed), identity)
     layers = range(family.num_layers)
-    for name, settings, heads in (
-        ("spatial", config.spatial, [head_map.spatial_heads(n) for n in layers]),
-        ("temporal", config.temporal, [head_map.temporal_heads(n) for n in layers]),
-    ):
+    spatial = (config.spatial, [head_map.spatial_heads(n) for n in layers])
+    temporal = (config.temporal, [head_map.temporal_heads(n) for n in layers])
+    copies = {look_name(look): spatial for look in range(1, config.spatial.looks)}
+    for name, (settings, heads) in {look_name(0): spatial, "temporal": temporal, **copies}.items():
         state.adapters[name] = HeadLora(
             heads,
             num_heads=family.num_heads,
@@ -135,14 +138,21 @@ def _take_over(state: TuningState, checkpoint: Checkpoint, run_dir: Path) -> Non
     state.restore(checkpoint)
 
 
-def new_optimizer(adapter: HeadLora, settings: StageConfig) -> torch.optim.Optimizer | None:
-    """AdamW over an adapter; None where it has no parameters, since no head is of its kind."""
-    parameters = list(adapter.parameters())
+def look_name(look: int) -> str:
+    """The name of the adapter that learns a look: 0 is the clip's own, others are recoloured copies'."""
+    return f"look{look}" if look else "spatial"
+
+
+def new_optimizer(
+    parameters: Sequence[Tensor], settings: StageConfig, tune: TuneConfig
+) -> torch.optim.Optimizer | None:
+    """None where there are no parameters, since no head is of the stage's kind."""
     if not parameters:
         return None
-    return torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if tune.optimizer == "muon":
+        return Muon(parameters, rate, decay)
+    return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=True)
 
 
 def check_same_run(config: Config, run_dir: Path) -> None:

@@ -212,10 +212,8 @@ def _prepare(
     with timings.measure("cache"):
         for material in materials:
             _ = material.text
-            if config.temporal.recolour:
-                _ = material.no_text
             sparse.append(SparseClip(material, config.temporal))
-            _ = material.latents, material.frame_latents
+            sparse[-1].encode(config.spatial.looks)
     reference = run_dir / "reference.mp4"
     if not reference.exists():
         write_clip(reference, materials[0].clip.frames, materials[0].clip.fps)
@@ -308,10 +306,11 @@ def _tune(
 
 def _stage(name: str, config: Config, sparse: Sequence[SparseClip]) -> Stage:
     if name == "spatial":
-        draw = one_of([frame_draw(clip.material) for clip in sparse])
-        return Stage(name, config.spatial, config.tune, draw)
+        looks = config.spatial
+        draw = one_of([frame_draw(clip.material, looks.looks) for clip in sparse])
+        return Stage(name, replace(looks, steps=looks.all_steps), config.tune, draw)
     settings = config.temporal
-    draw = one_of([clip_draw(clip, settings) for clip in sparse])
+    draw = one_of([clip_draw(clip, settings, config.spatial.looks) for clip in sparse])
     return Stage(
         name,
         settings,
@@ -348,7 +347,8 @@ def _about(config: Config, family: Family, sparse: Sequence[SparseClip]) -> dict
         "positions": config.temporal.positions,
         "latents": config.temporal.latents,
         "lowest_noise": config.temporal.lowest_noise,
-        "steps": [config.spatial.steps, config.temporal.steps],
+        "steps": [config.spatial.all_steps, config.temporal.steps],
+        "looks": config.spatial.looks,
         "seed": config.tune.seed,
     }
 

@@ -67,6 +67,26 @@ def moving_square() -> torch.Tensor:
 
 
 @pytest.fixture(scope="session")
+def clip_path(tmp_path_factory, moving_square):  # type: ignore[no-untyped-def]
+    """That clip as a film."""
+    from fym.video import write_clip
+
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    write_clip(path, moving_square, 8)
+    return path
+
+
+@pytest.fixture
+def material(tmp_path, clip_path, tiny_family):  # type: ignore[no-untyped-def]
+    """That clip for the tiny model, captioned "a square", with a cache of its own."""
+    from fym.config import ClipConfig
+    from fym.material import Material, read_references
+
+    [clip] = read_references(ClipConfig(path=[str(clip_path)]), tiny_family)
+    return Material(tiny_family, clip, "a square", tmp_path / "cache")
+
+
+@pytest.fixture(scope="session")
 def make_adapter():  # type: ignore[no-untyped-def]
     """make_adapter(heads, ...) gives an adapter for the tiny model with random values in A and B."""
     from fym.adapters import HeadLora

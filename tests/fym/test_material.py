@@ -8,21 +8,8 @@ import torch
 from fym.config import ClipConfig, TemporalConfig, default_config
 from fym.embedded.scenes import render, unseen_scene
 from fym.errors import UserError
-from fym.material import PALETTES, Material, SparseClip, lowest_noise, read_references, recolour
+from fym.material import Material, SparseClip, lowest_noise, read_references, recolour
 from fym.video import write_clip
-
-
-@pytest.fixture(scope="module")
-def clip_path(tmp_path_factory, moving_square):
-    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
-    write_clip(path, moving_square, 8)
-    return path
-
-
-@pytest.fixture
-def material(tmp_path, clip_path, tiny_family):
-    [clip] = read_references(ClipConfig(path=[str(clip_path)]), tiny_family)
-    return Material(tiny_family, clip, "a square", tmp_path / "cache")
 
 
 def test_the_clip_is_cut_to_whole_latent_frames_and_sized_for_the_model(tmp_path, tiny_family):
@@ -36,21 +23,21 @@ def test_the_clip_is_cut_to_whole_latent_frames_and_sized_for_the_model(tmp_path
 
 def test_shapes(material):
     assert material.latents.shape == (16, 5, 4, 6)
-    assert material.frame_latents.shape == (17, 16, 1, 4, 6)
+    assert material.frame_latents().shape == (17, 16, 1, 4, 6)
     assert material.text.shape == (1, 16, 32)
 
 
 def test_every_frame_is_encoded_alone(material, tiny_family):
     frames = material.clip.frames
-    assert torch.equal(material.frame_latents[9], tiny_family.encode_video(frames[9:10]))
+    assert torch.equal(material.frame_latents()[9], tiny_family.encode_video(frames[9:10]))
 
 
 def test_the_second_time_nothing_is_encoded(material, tiny_family, monkeypatch):
-    first = material.latents, material.frame_latents, material.text, material.encoded(torch.arange(9), 0)
+    first = material.latents, material.frame_latents(1), material.text, material.encoded(torch.arange(9), 0)
     again = Material(tiny_family, material.clip, "a square", material.cache_dir)
     monkeypatch.setattr(tiny_family, "encode_video", None)
     monkeypatch.setattr(tiny_family, "encode_prompts", None)
-    second = again.latents, again.frame_latents, again.text, again.encoded(torch.arange(9), 0)
+    second = again.latents, again.frame_latents(1), again.text, again.encoded(torch.arange(9), 0)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -107,7 +94,7 @@ def test_recolouring_keeps_what_moves_and_changes_the_colours():
     """Each channel of a copy is an increasing or decreasing function of one channel of the clip."""
     frames = torch.randint(0, 256, (2, 4, 4, 3), dtype=torch.uint8)
     assert torch.equal(recolour(frames, 0), frames)
-    for palette in range(1, PALETTES + 1):
+    for palette in range(1, 17):
         copy = recolour(frames, palette)
         assert copy.dtype == torch.uint8 and copy.shape == frames.shape
         assert torch.equal(copy, recolour(frames, palette))
@@ -117,17 +104,26 @@ def test_recolouring_keeps_what_moves_and_changes_the_colours():
         assert (correlation.amax(0) > 0.999).all() and correlation.argmax(0).unique().numel() == 3
 
 
-def test_recoloured_samples_are_the_same_frames_in_other_colours(material, tiny_family):
+def test_a_look_is_the_same_frames_in_other_colours(material, tiny_family):
     sparse = SparseClip(material, TemporalConfig(sparse_frames=9))
-    latents, positions = sparse.draw_recoloured(torch.Generator().manual_seed(0), 4)
-    assert latents.shape[0] == 4 and positions.tolist() == [0, 2, 4]
-    copies = [
-        tiny_family.encode_video(recolour(material.clip.frames[::2], palette + 1))
-        for palette in range(PALETTES)
-    ]
-    for sample in latents:
-        assert any(torch.equal(sample, copy) for copy in copies)
-    assert torch.equal(material.no_text, tiny_family.encode_prompts([""]))
+    latents, positions = sparse.draw(torch.Generator().manual_seed(0), 3)
+    assert positions.tolist() == [0, 2, 4]
+    copy = recolour(material.clip.frames, 3)
+    assert torch.equal(latents, tiny_family.encode_video(copy[::2]))
+    assert torch.equal(material.frame_latents(3)[9], tiny_family.encode_video(copy[9:10]))
+
+
+@pytest.mark.parametrize(("picking", "views"), [("uniform", 1), ("groups", 0)])
+def test_encoding_in_advance_leaves_nothing_to_the_steps(material, monkeypatch, picking, views):
+    """But for picked frames that are drawn anew, which have to be encoded then."""
+    sparse = SparseClip(material, TemporalConfig(sparse_frames=9, picking=picking))
+    sparse.encode(2)
+    monkeypatch.setattr(material.family, "encode_video", None)
+    for look in range(2):
+        assert material.encoded(None, look).shape == material.latents.shape
+        assert len(material.frame_latents(look)) == 17
+        if views:
+            sparse.draw(torch.Generator(), look)
 
 
 @pytest.mark.parametrize(("motion", "level"), [("square lap", 0.7), ("camera round", 0.0)])

@@ -25,7 +25,6 @@ from fym.errors import UserError
 from fym.families import load_family
 from fym.families.base import AttentionControl
 from fym.ranks import ALONE, Ranks, check_device
-from fym.video import write_clip
 
 STEPS = 3  # of each stage
 WORKER = """
@@ -106,13 +105,6 @@ if ranks.rank == 1:
     assert not [path for path in written if path.startswith(str(place))], written
 leave()
 """
-
-
-@pytest.fixture(scope="module")
-def clip_path(tmp_path_factory, moving_square):
-    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
-    write_clip(path, moving_square, 8)
-    return path
 
 
 @pytest.fixture(scope="module")
