@@ -8,10 +8,11 @@ import tomllib
 from fym.config import load_config
 from fym.errors import UserError
 from fym.motionbench.methods import CONTROLS, METHODS, Model, find_method
-from fym.motionbench.methods.tuned import TunedMethod
+from fym.motionbench.methods.tuned import PLAIN_STEPS, TunedMethod
 from fym.motionbench.suite import cases
 
 [CASE] = cases(names=["object/spiral"])
+BASELINES = ("lora", "two-stage", "motiondirector")
 TUNED = {name: method for name, method in METHODS.items() if isinstance(method, TunedMethod)}
 
 
@@ -28,13 +29,17 @@ def test_every_method_has_settings_of_its_own(model) -> None:
     assert len(set(texts.values())) == len(texts)
 
 
-def test_all_tuned_methods_have_the_optimiser_steps_of_the_preset(model) -> None:
-    """Steps of both stages, batch, rank and rates; the one ablation that has no first stage has its rest."""
+def test_ablations_have_the_optimiser_steps_of_the_preset(model) -> None:
+    """Steps of both stages, batch, rank and rates; the one ablation that has no first stage has its rest.
+    Baselines share all but the steps."""
     preset = TUNED["fym"].config(model, CASE)
     steps = preset.spatial.steps + preset.temporal.steps
     for name, method in TUNED.items():
         config = method.config(model, CASE)
-        expected = preset.temporal.steps if name == "no-spatial-stage" else steps
+        if name in BASELINES:
+            expected = sum(PLAIN_STEPS["tiny"])
+        else:
+            expected = preset.temporal.steps if name == "no-spatial-stage" else steps
         assert config.spatial.steps + config.temporal.steps == expected, name
         for stage in ("spatial", "temporal"):
             ours, theirs = getattr(config, stage), getattr(preset, stage)
@@ -42,12 +47,20 @@ def test_all_tuned_methods_have_the_optimiser_steps_of_the_preset(model) -> None
                 assert getattr(ours, field) == getattr(theirs, field), (name, stage, field)
 
 
-@pytest.mark.parametrize("name", ["lora", "two-stage", "motiondirector"])
+def test_baselines_have_the_steps_of_other_presets(model) -> None:
+    """Only for `tiny` they have their own."""
+    config = find_method("two-stage preset=fast").config(model, CASE)  # type: ignore[attr-defined]
+    preset = load_config(None, {"preset": "fast"})
+    assert config.temporal.steps == preset.temporal.steps and config.spatial.steps == preset.spatial.steps
+
+
+@pytest.mark.parametrize("name", BASELINES)
 def test_baselines_have_nothing_of_the_method(model, name: str) -> None:
     config = METHODS[name].config(model, CASE)  # type: ignore[attr-defined]
     assert config.heads.grouping == "all" and config.temporal.sparse_frames == 49
     assert config.temporal.positions == "none" and config.temporal.latents == "encode"
     assert config.temporal.motion_weight == 0 == config.temporal.lowest_noise
+    assert config.tune.optimizer == "adamw" and config.spatial.looks == 1
     assert config.temporal.debias == (name == "motiondirector")
 
 
