@@ -1,12 +1,12 @@
 """Methods that are settings of `fym train`: fym, its ablations, and tuning-based baselines.
 
 Baselines as their papers have them, with AdamW and the preset's steps (with `tiny` those of PLAIN_STEPS,
-which take about twice the time of fym's): `lora` tunes one adapter on all heads and all frames for the
-steps of both stages; `two-stage` first tunes the look on single frames, then the motion on all frames, both on all
-heads; `motiondirector` is that with MotionDirector's appearance-debiased loss (arXiv 2310.08465, eq. 6) added
-in the second stage: a spatial path on single frames, a temporal path that sees all of them and is used alone
-to make clips. MotionDirector trains both paths in each step; here they follow each other, and since a video
-transformer has no temporal layers, the temporal path has all heads.
+which take about twice the time of fym's): `lora` tunes one adapter on all heads and all frames for the steps
+of both stages; `two-stage` first tunes the look on single frames, then the motion on all frames, both on all
+heads; `motiondirector` is that with MotionDirector's appearance-debiased loss (arXiv 2310.08465, eq. 6)
+added in the second stage: a spatial path on single frames, a temporal path that sees all of them and is used
+alone to make clips. MotionDirector trains both paths in each step; here they follow each other, and since a
+video transformer has no temporal layers, the temporal path has all heads.
 """
 
 from __future__ import annotations
