@@ -18,9 +18,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": _stages(128, (3000, 2000), 1e-4, (0.01, 0.01)),
     "fast": _stages(16, (500, 500), 1e-4, (0.1, 0.5)),
     # Found by measurement on the embedded model, see docs/method-choices.md.
-    "tiny": _stages(32, (100, 500), 7e-3, (0.0, 0.0))
+    "tiny": _stages(32, (150, 700), 7e-3, (0.0, 0.0))
     | {
         "spatial.learning_rate": 3e-3,
+        "spatial.looks": 5,
         "heads.rule": "cosine",
         "temporal.batch_size": 4,
         "temporal.sparse_frames": 13,
@@ -29,6 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "temporal.whole_share": 0.7,
         "temporal.lowest_noise": 0.7,
         "temporal.camera_share": 0.67,
+        "tune.optimizer": "muon",
         "tune.weighting": "none",
         "tune.decay": 0.4,
     },
