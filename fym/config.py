@@ -214,8 +214,8 @@ class TemporalConfig(StageConfig):
     )
     camera_share: float = option(
         1.0,
-        "where more than this share of the picture moves, as when the camera does, lowest_noise is 0: a "
-        "moving background is drawn at every level",
+        "where more than this share of the picture moves, as when the camera does, the motion is tuned at "
+        "every noise level (a moving background is drawn at every one), in the clip's own look and with AdamW",
         low=0,
         high=1,
     )

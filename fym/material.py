@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fym.cache import get_or_make
-from fym.config import ClipConfig, TemporalConfig
+from fym.config import ClipConfig, Config, TemporalConfig
 from fym.errors import UserError
 from fym.families.base import Family
 from fym.positions import COMPRESSION, latent_frames, sparse_frames, time_positions
@@ -65,12 +65,23 @@ def recolour(frames: Tensor, palette: int) -> Tensor:
     return (pixels * 255).round().to(torch.uint8)
 
 
-def lowest_noise(config: TemporalConfig, clips: Sequence[Tensor]) -> float:
-    """The lowest noise level of the temporal stage for references (F,H,W,3) uint8, by what moves in them."""
-    if not config.lowest_noise or config.camera_share >= 1:
-        return config.lowest_noise
-    share = sum(moving_share(frames) for frames in clips) / len(clips)
-    return 0.0 if share > config.camera_share else config.lowest_noise
+def for_what_moves(config: Config, clips: Sequence[Clip]) -> Config:
+    """The configuration as it is for references of moving objects, or made plain where the camera moves.
+
+    See `temporal.camera_share` and docs/method-choices.md.
+    """
+    temporal, spatial, tune = config.temporal, config.spatial, config.tune
+    if temporal.camera_share >= 1:
+        return config
+    share = sum(moving_share(clip.frames) for clip in clips) / len(clips)
+    if share <= temporal.camera_share:
+        return config
+    return replace(
+        config,
+        temporal=replace(temporal, lowest_noise=0.0),
+        spatial=replace(spatial, looks=1),
+        tune=replace(tune, optimizer="adamw"),
+    )
 
 
 def encodes_later(config: TemporalConfig) -> bool:

@@ -31,7 +31,7 @@ from fym.families.skeleton import skeleton
 from fym.files import check_writable, remove_parts, write_file
 from fym.fit import fitting
 from fym.heads import HeadMap, classify, mean_map
-from fym.material import Material, SparseClip, encodes_later, lowest_noise, read_references
+from fym.material import Material, SparseClip, encodes_later, for_what_moves, read_references
 from fym.motion_file import MotionFile, load_motion_file, save_motion_file
 from fym.plan import Plan, Table, heads_table
 from fym.ranks import Ranks, check_device, launched
@@ -63,6 +63,7 @@ def plan(config: Config, gpu: str = "") -> list[Table]:
     dtype = dtype or default_dtype(config.model.device)
     family = skeleton(config.model.path, dtype, config.model.quantise)
     clips = read_references(config.clip, family)
+    config = for_what_moves(config, clips)
     tables = Plan.of(config, run_directory(config), family, clips).tables()
     return [*tables, *fitting(family, config, clips, gpu)]
 
@@ -91,10 +92,9 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
         console.info(f"not the environment of the go before: {difference}")
     family.recompute = config.tune.recompute
     clips = read_references(config.clip, family)
+    config = for_what_moves(config, clips)
     for title, rows in Plan.of(config, run_dir, family, clips).tables():
         console.table(title, rows)
-    level = lowest_noise(config.temporal, [clip.frames for clip in clips])
-    config = replace(config, temporal=replace(config.temporal, lowest_noise=level))
     timings = Timings(run_dir / "timings.json", family.device, writes=ranks.first)
     materials = _materials(config, family, clips, run_dir, writes=ranks.first)
     samples = Samples(run_dir, config.generate, config.clip.prompt, tracker, writes=ranks.first)

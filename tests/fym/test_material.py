@@ -8,8 +8,8 @@ import torch
 from fym.config import ClipConfig, TemporalConfig, default_config
 from fym.embedded.scenes import render, unseen_scene
 from fym.errors import UserError
-from fym.material import Material, SparseClip, lowest_noise, read_references, recolour
-from fym.video import write_clip
+from fym.material import Material, SparseClip, for_what_moves, read_references, recolour
+from fym.video import Clip, write_clip
 
 
 def test_the_clip_is_cut_to_whole_latent_frames_and_sized_for_the_model(tmp_path, tiny_family):
@@ -126,9 +126,13 @@ def test_encoding_in_advance_leaves_nothing_to_the_steps(material, monkeypatch, 
             sparse.draw(torch.Generator(), look)
 
 
-@pytest.mark.parametrize(("motion", "level"), [("square lap", 0.7), ("camera round", 0.0)])
-def test_a_moving_camera_is_learned_at_every_noise_level(motion, level):
+@pytest.mark.parametrize(("motion", "camera"), [("square lap", False), ("camera round", True)])
+def test_a_moving_camera_is_learned_at_every_noise_level_in_one_look(motion, camera):
     """Of the rendered motions of one object, the square lap moves most of the picture."""
-    frames = [render(unseen_scene(motion))]
-    assert lowest_noise(default_config().temporal, frames) == level
-    assert lowest_noise(TemporalConfig(lowest_noise=0.3), frames) == 0.3
+    clips, preset = [Clip(render(unseen_scene(motion)), 8.0, "clip", "")], default_config()
+    plain = for_what_moves(preset, clips)
+    assert (plain != preset) == camera
+    if camera:
+        assert (plain.temporal.lowest_noise, plain.spatial.looks, plain.tune.optimizer) == (0.0, 1, "adamw")
+    always = replace(preset, temporal=TemporalConfig(lowest_noise=0.3))
+    assert for_what_moves(always, clips) == always
