@@ -215,7 +215,7 @@ class TemporalConfig(StageConfig):
     camera_share: float = option(
         1.0,
         "where more than this share of the picture moves, as when the camera does, the motion is tuned at "
-        "every noise level (a moving background is drawn at every one), in the clip's own look and with AdamW",
+        "every noise level (a moving ground is drawn at every one), in the clip's own look and with AdamW",
         low=0,
         high=1,
     )
