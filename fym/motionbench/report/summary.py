@@ -26,6 +26,8 @@ ABLATIONS = (
     "no-motion-loss",
     "no-spatial-stage",
     "random-heads",
+    "one-look",
+    "adamw",
     "every-noise-level",
     "sparse-to-the-end",
 )
