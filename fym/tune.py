@@ -306,9 +306,9 @@ def _tune(
 
 def _stage(name: str, config: Config, sparse: Sequence[SparseClip]) -> Stage:
     if name == "spatial":
-        looks = config.spatial
-        draw = one_of([frame_draw(clip.material, looks.looks) for clip in sparse])
-        return Stage(name, replace(looks, steps=looks.all_steps), config.tune, draw)
+        spatial = config.spatial
+        draw = one_of([frame_draw(clip.material, spatial.looks) for clip in sparse])
+        return Stage(name, replace(spatial, steps=spatial.all_steps), config.tune, draw)
     settings = config.temporal
     draw = one_of([clip_draw(clip, settings, config.spatial.looks) for clip in sparse])
     return Stage(
