@@ -178,15 +178,7 @@ def generate(**given: Any) -> None:
 
     motions = {name: load_motion_file(name) for name in wanted.motion if name}
     check_same_model([(name, motion.metadata) for name, motion in motions.items()])
-    model = config.model
-    family = load_family(
-        model.path,
-        dtype=model.dtype,
-        device=model.device,
-        vae=model.vae,
-        quantise=model.quantise,
-        offload=model.offload,
-    )
+    family = load_family(config.model.path, **config.model.loading)
     for motion in motions.values():
         check_matches(motion, family)
     for number, job in enumerate(jobs, 1):  # one at a time: what is finished is on disk

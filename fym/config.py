@@ -80,6 +80,11 @@ class ModelConfig:
         "it computes with them",
     )
 
+    @property
+    def loading(self) -> dict[str, Any]:
+        """What `fym.families.load_family` takes besides the path."""
+        return {name: getattr(self, name) for name in ("dtype", "device", "vae", "quantise", "offload")}
+
 
 @dataclass
 class ClipConfig:

@@ -70,18 +70,16 @@ def for_what_moves(config: Config, clips: Sequence[Clip]) -> Config:
 
     See `temporal.camera_share` and docs/method-choices.md.
     """
-    temporal, spatial, tune = config.temporal, config.spatial, config.tune
-    if temporal.camera_share >= 1:
+    plain = replace(
+        config,
+        temporal=replace(config.temporal, lowest_noise=0.0),
+        spatial=replace(config.spatial, looks=1),
+        tune=replace(config.tune, optimizer="adamw"),
+    )
+    if config == plain or config.temporal.camera_share >= 1:  # then nothing need be tracked
         return config
     share = sum(moving_share(clip.frames) for clip in clips) / len(clips)
-    if share <= temporal.camera_share:
-        return config
-    return replace(
-        config,
-        temporal=replace(temporal, lowest_noise=0.0),
-        spatial=replace(spatial, looks=1),
-        tune=replace(tune, optimizer="adamw"),
-    )
+    return plain if share > config.temporal.camera_share else config
 
 
 def encodes_later(config: TemporalConfig) -> bool:

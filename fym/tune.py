@@ -179,15 +179,7 @@ def classify_clip(config: Config, run_dir: Path, *, console: Console) -> HeadMap
 
 
 def _load(config: Config) -> Family:
-    model = config.model
-    return load_family(
-        model.path,
-        dtype=model.dtype,
-        device=model.device,
-        vae=model.vae,
-        quantise=model.quantise,
-        offload=model.offload,
-    )
+    return load_family(config.model.path, **config.model.loading)
 
 
 def _shard(family: Family, ranks: Ranks, console: Console) -> None:
