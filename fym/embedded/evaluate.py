@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from fym.embedded import model_path
-from fym.embedded.checker import read_clip, same_ground, velocity_cosine
+from fym.embedded.checker import camera_cosine, read_clip, same_ground, true_steps, velocity_cosine
 from fym.embedded.scenes import MOTIONS, Scene, sample_scene
 from fym.embedded.text import MAX_TOKENS
 from fym.embedded.train_vae import evaluate as autoencoder_psnr
@@ -57,6 +57,20 @@ def held_out_scenes(count: int) -> list[Scene]:
     return scenes
 
 
+def held_out_cameras(count: int) -> list[Scene]:
+    """Empty scenes under a camera that pans, tilts or zooms, as their captions say; a seed of their own."""
+    rng = np.random.default_rng((2027, count))
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        scene = sample_scene(rng, kind="camera")
+        named = any(f" {verb} " in scene.prompt for verb in ("pans", "tilts", "zooms"))
+        # Of checks any step may be seen, of clouds none is.
+        readable = scene.ground.kind != "checked" and scene.ground.colour != "cloudy"
+        if named and readable and not scene.things:
+            scenes.append(scene)
+    return scenes
+
+
 def straight_cosine(track: np.ndarray, motion: str) -> float | None:
     """Velocity cosine with a named straight motion; None for the others."""
     words = MOTIONS[motion][0].split()
@@ -84,6 +98,16 @@ def judge(clips: Tensor, scenes: list[Scene]) -> dict[str, float]:
     }
 
 
+def judge_cameras(clips: Tensor, scenes: list[Scene]) -> dict[str, float]:
+    """How well named camera moves are followed, by kind of ground."""
+    found: dict[str, list[float]] = {}
+    for clip, scene in zip(clips, scenes, strict=True):
+        steps = read_clip(clip).camera
+        truth = true_steps(scene.camera, scene.frames)[: len(steps)]
+        found.setdefault(scene.ground.kind, []).append(camera_cosine(steps, truth))
+    return {f"camera_cosine, {kind}": float(np.mean(cosines)) for kind, cosines in sorted(found.items())}
+
+
 def sheet(clips: Tensor, path: Path, *, every: int = 6, zoom: int = 2) -> None:
     """One strip of frames a clip, as a PNG."""
     picture = torch.cat([torch.cat(list(clip[::every]), 1) for clip in clips], 0).numpy()
@@ -97,6 +121,7 @@ def main() -> None:
     )
     parser.add_argument("--model", type=Path, default=model_path())
     parser.add_argument("--prompts", type=int, default=60)
+    parser.add_argument("--cameras", type=int, default=30, help="prompts that name a camera's move")
     parser.add_argument("--steps", type=int, help="sampling steps (default: the model's)")
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--sheet", type=Path)
@@ -104,13 +129,13 @@ def main() -> None:
     pipeline = WanPipeline.from_pretrained(args.model)
     pipeline.set_progress_bar_config(disable=True)
     overrides = {"num_inference_steps": args.steps, "guidance_scale": args.guidance}
-    scenes = held_out_scenes(args.prompts)
-    clips = sample(
-        pipeline, [s.prompt for s in scenes], **{k: v for k, v in overrides.items() if v is not None}
-    )
+    given = {k: v for k, v in overrides.items() if v is not None}
+    scenes, cameras = held_out_scenes(args.prompts), held_out_cameras(args.cameras)
+    clips = sample(pipeline, [s.prompt for s in scenes], **given)
+    views = sample(pipeline, [s.prompt for s in cameras], **given)
     if args.sheet:
-        sheet(clips, args.sheet)
-    figures = judge(clips, scenes)
+        sheet(torch.cat([clips, views]), args.sheet)
+    figures = judge(clips, scenes) | judge_cameras(views, cameras)
     figures |= {f"autoencoder_psnr_db, {k}": v for k, v in autoencoder_psnr(pipeline.vae, None).items()}
     print(json.dumps({name: round(value, 3) for name, value in figures.items()}, indent=1))
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from fym.embedded.autoencoder import STRIDE, PatchAutoencoder, to_patches
 from fym.embedded.scenes import FRAMES, SIZE, at_frames, render, sample_scene, unseen_scene
+from fym.muon import Muon
 
 NOISE = 0.05  # standard deviation of the noise on latents in training, as a share of each channel's
 
@@ -135,7 +136,7 @@ def make_optimizers(module: nn.Module, lr: float) -> list[torch.optim.Optimizer]
             continue
         (matrices if p.ndim == 2 and "blocks." in name else rest).append(p)
     return [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, lr=lr, weight_decay=0.01),
         torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 

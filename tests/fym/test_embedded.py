@@ -1,4 +1,4 @@
-"""The embedded model's autoencoder marks where a clip begins, and loses nothing by it."""
+"""The embedded model's autoencoder marks where a clip begins, and loses nothing by it; how it is judged."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from fym.embedded.autoencoder import PatchAutoencoder
+from fym.embedded.evaluate import held_out_cameras, judge_cameras
+from fym.embedded.scenes import render
 
 
 @pytest.fixture(scope="module")
@@ -30,3 +32,12 @@ def test_decoding_takes_the_mark_away(pair) -> None:
     video = torch.rand(1, 3, 9, 16, 16) * 2 - 1
     plain, marked = (model.decode(model.encode(video).latent_dist.mode()).sample for model in pair)
     torch.testing.assert_close(marked, plain, rtol=0, atol=1e-5)
+
+
+def test_a_camera_that_moves_as_its_caption_says_is_seen_to_and_a_reversed_one_not() -> None:
+    scenes = held_out_cameras(12)
+    clips = torch.stack([render(scene) for scene in scenes])
+    followed, reversed_ = judge_cameras(clips, scenes), judge_cameras(clips.flip(1), scenes)
+    assert followed.keys() == {"camera_cosine, photo", "camera_cosine, rough"}
+    assert min(followed.values()) > 0.9
+    assert max(reversed_.values()) < -0.9

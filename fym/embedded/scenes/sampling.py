@@ -25,13 +25,13 @@ CHANGES = {  # what an object does besides moving: size at the end over the star
 }
 # Kinds of scene and their shares. `plain`: one object, plain colours, a camera at rest.
 KINDS = {
-    "plain": 0.40,
-    "textured": 0.04,
-    "ground": 0.08,
-    "several": 0.13,
-    "changing": 0.05,
+    "plain": 0.25,
+    "textured": 0.03,
+    "ground": 0.06,
+    "several": 0.12,
+    "changing": 0.03,
     "person": 0.11,
-    "camera": 0.19,
+    "camera": 0.40,
 }
 _MOTION_WEIGHTS = np.array([0.065] * 8 + [0.07, 0.07, 0.08, 0.26])
 
@@ -77,8 +77,8 @@ def _ground(rng: np.random.Generator, kind: str) -> Ground:
     if not structured:
         return Ground(colour, "shaded" if rng.random() < 0.3 else "plain", tint=tint)
     shares = {"gradient": 0.2, "striped": 0.1, "checked": 0.15, "rough": 0.2, "photo": 0.35}
-    if kind == "camera":  # a gradient hardly shows that the camera moves
-        del shares["gradient"]
+    if kind == "camera":  # gradients and stripes hardly show that the camera moves, checks only how far
+        shares = {"checked": 0.1, "rough": 0.4, "photo": 0.5}
     chances = np.array(list(shares.values()))
     look = str(rng.choice(list(shares), p=chances / chances.sum()))
     if look == "photo":
@@ -175,7 +175,7 @@ def _camera_scene(rng: np.random.Generator, ground: Ground, frames: int, plain_w
     camera = CAMERA_MOVES[move](t, rng)
     things: tuple[Thing, ...] = ()
     objects: list[tuple[str, str]] = []
-    if rng.random() < 0.5:
+    if rng.random() < 0.35:
         thing, (what, _) = _thing(rng, ground, frames, "camera")
         margin = float((thing.radius * camera.zoom).max()) + 2
         for _ in range(30):
