@@ -220,9 +220,13 @@ class TemporalConfig(StageConfig):
     camera_share: float = option(
         1.0,
         "where more than this share of the picture moves, as when the camera does, the motion is tuned at "
-        "every noise level (a moving ground is drawn at every one), in the clip's own look and with AdamW",
+        "every noise level (a moving ground is drawn at every one) and in the clip's own look",
         low=0,
         high=1,
+    )
+    camera_guidance: float = option(
+        -1.0,
+        "guidance scale of clips made with a motion tuned so, kept in the motion file; below 0 = the model's",
     )
     debias: bool = option(False, "add the appearance-debiased term to the loss")
 
@@ -295,7 +299,9 @@ class GenerateConfig:
         -1.0, "noise level below which the motion no longer acts; below 0 = the motion file's", high=0.99
     )
     steps: int = option(0, "sampling steps; 0 = the model's", low=0)
-    guidance_scale: float = option(-1.0, "guidance scale; below 0 = the model's")
+    guidance_scale: float = option(
+        -1.0, "guidance scale, kept in the motion file; below 0 = the motion file's, or else the model's"
+    )
     frames: int = option(0, "number of frames, 4k+1; 0 = the model's", low=0, check=_frames_4k1)
     height: int = option(0, "height in pixels; 0 = the model's", low=0)
     width: int = option(0, "width in pixels; 0 = the model's", low=0)

@@ -103,6 +103,8 @@ def parse_record(text: str | None) -> dict[str, Any]:
             raise ValueError(f"{name} in its header is missing or not a text")
     if not _is_level(record.get("lowest_noise", 0.0)):
         raise ValueError("lowest_noise in its header is not a number from 0 to 1")
+    if not _is_guidance(record.get("guidance_scale", 0.0)):
+        raise ValueError("guidance_scale in its header is not a number from 0 up")
     parts = record.get("parts", [])
     if not isinstance(parts, list) or not all(map(_is_part, parts)):
         raise ValueError("the parts in its header are not a list of ranks and noise levels")
@@ -131,6 +133,10 @@ def _is_level(value: Any) -> bool:
     return _is_number(value) and 0 <= value <= 1
 
 
+def _is_guidance(value: Any) -> bool:
+    return _is_number(value) and value >= 0
+
+
 def _is_number(value: Any) -> TypeGuard[float]:
     return type(value) in (int, float) and abs(value) < LARGEST_NUMBER  # which NaN is not
 
@@ -142,4 +148,5 @@ def _is_part(part: Any) -> bool:
         and part["rank"] >= 1
         and _is_level(part.get("lowest_noise"))
         and _is_number(part.get("scale", 1.0))
+        and _is_guidance(part.get("guidance_scale", 0.0))
     )

@@ -66,20 +66,24 @@ def recolour(frames: Tensor, palette: int) -> Tensor:
 
 
 def for_what_moves(config: Config, clips: Sequence[Clip]) -> Config:
-    """The configuration as it is for references of moving objects, or made plain where the camera moves.
+    """The configuration as it is for references of moving objects, or that for a moving camera.
 
     See `temporal.camera_share` and docs/method-choices.md.
     """
-    plain = replace(
+    if config.temporal.camera_share >= 1:  # then nothing need be tracked
+        return config
+    share = sum(moving_share(clip.frames) for clip in clips) / len(clips)
+    if share <= config.temporal.camera_share:
+        return config
+    guidance = config.generate.guidance_scale
+    return replace(
         config,
         temporal=replace(config.temporal, lowest_noise=0.0),
         spatial=replace(config.spatial, looks=1),
-        tune=replace(config.tune, optimizer="adamw"),
+        generate=replace(
+            config.generate, guidance_scale=config.temporal.camera_guidance if guidance < 0 else guidance
+        ),
     )
-    if config == plain or config.temporal.camera_share >= 1:  # then nothing need be tracked
-        return config
-    share = sum(moving_share(clip.frames) for clip in clips) / len(clips)
-    return plain if share > config.temporal.camera_share else config
 
 
 def encodes_later(config: TemporalConfig) -> bool:

@@ -44,6 +44,12 @@ class MotionFile:
             start = stop
         return found
 
+    @property
+    def guidance_scale(self) -> float | None:
+        """The guidance scale that it, or the least that a part of it, is meant for; None = the model's."""
+        records = [self.metadata, *self.metadata.get("parts", [])]
+        return min((float(its["guidance_scale"]) for its in records if "guidance_scale" in its), default=None)
+
 
 def spatial_path(path: Path) -> Path:
     """Where the spatial adapter of a motion file lies: spatial.safetensors beside motion.safetensors, else

@@ -30,6 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "temporal.whole_share": 0.7,
         "temporal.lowest_noise": 0.7,
         "temporal.camera_share": 0.67,
+        "temporal.camera_guidance": 2.5,
         "tune.optimizer": "muon",
         "tune.weighting": "none",
         "tune.decay": 0.4,

@@ -339,6 +339,7 @@ def _about(config: Config, family: Family, sparse: Sequence[SparseClip]) -> dict
         "positions": config.temporal.positions,
         "latents": config.temporal.latents,
         "lowest_noise": config.temporal.lowest_noise,
+        **({"guidance_scale": guidance} if (guidance := config.generate.guidance_scale) >= 0 else {}),
         "steps": [config.spatial.all_steps, config.temporal.steps],
         "looks": config.spatial.looks,
         "seed": config.tune.seed,

@@ -130,3 +130,16 @@ def test_the_motion_file_says_from_which_noise_level_it_acts(tiny_family, motion
     [asked] = generate(tiny_family, ["a"], motion=found, steps=4, lowest_noise=0.7)
     [always] = generate(tiny_family, ["a"], motion=found, steps=4, lowest_noise=0.0)
     assert torch.equal(own, asked) and not torch.equal(own, always)
+
+
+def test_the_motion_file_says_which_guidance_it_is_meant_for(tiny_family, motion):
+    """Of several files the least counts; what is asked for comes first."""
+    found, other = load_motion_file(motion), load_motion_file(motion)
+    settings = {"motion": [found, other], "temporal_scale": 0.5, "steps": 2}
+    [models] = generate(tiny_family, ["a"], **settings)
+    found.metadata["guidance_scale"], other.metadata["guidance_scale"] = 2.0, 1.5
+    [own] = generate(tiny_family, ["a"], **settings)
+    [least] = generate(tiny_family, ["a"], guidance_scale=1.5, **settings)
+    [asked] = generate(tiny_family, ["a"], guidance_scale=tiny_family.defaults.guidance_scale, **settings)
+    assert torch.equal(own, least) and not torch.equal(own, models)
+    assert torch.equal(asked, models)

@@ -162,10 +162,13 @@ class TestRecord:
             ({"model_hash": None}, "model_hash in its header"),
             ({"lowest_noise": "0.8"}, "lowest_noise"),
             ({"lowest_noise": 7}, "lowest_noise"),
+            ({"guidance_scale": "4"}, "guidance_scale"),
+            ({"guidance_scale": -1}, "guidance_scale"),
             ({"parts": 3}, "parts"),
             ({"parts": [{"rank": 2, "lowest_noise": 0}]}, "do not add up"),
             ({"parts": [{"rank": 3, "lowest_noise": 0, "scale": 10**400}]}, "parts"),
             ({"parts": [{"rank": 3, "lowest_noise": 0, "scale": "x"}]}, "parts"),
+            ({"parts": [{"rank": 3, "lowest_noise": 0, "guidance_scale": "x"}]}, "parts"),
         ],
     )
     def test_contradictions_are_refused(self, whole, tmp_path, changes, words):

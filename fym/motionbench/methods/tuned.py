@@ -38,6 +38,8 @@ NAIVE = {
     "temporal.positions": "none",
     "temporal.motion_weight": 0.0,
     "temporal.lowest_noise": 0.0,
+    "temporal.camera_share": 1.0,
+    "temporal.camera_guidance": -1.0,
     "tune.optimizer": "adamw",
     "spatial.looks": 1,
 }
