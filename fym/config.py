@@ -219,8 +219,8 @@ class TemporalConfig(StageConfig):
     )
     camera_share: float = option(
         1.0,
-        "where more than this share of the picture moves, as when the camera does, the motion is tuned at "
-        "every noise level (a moving ground is drawn at every one) and in the clip's own look",
+        "where more than this share of the picture moves, as when the camera does, the motion is tuned from "
+        "half of lowest_noise up (a moving ground is drawn at lower levels too) and in the clip's own look",
         low=0,
         high=1,
     )

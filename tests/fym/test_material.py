@@ -127,13 +127,13 @@ def test_encoding_in_advance_leaves_nothing_to_the_steps(material, monkeypatch, 
 
 
 @pytest.mark.parametrize(("motion", "camera"), [("square lap", False), ("camera round", True)])
-def test_a_moving_camera_is_learned_at_every_noise_level_in_one_look(motion, camera):
+def test_a_moving_camera_is_learned_at_lower_noise_levels_in_one_look(motion, camera):
     """Of the rendered motions of one object, the square lap moves most of the picture."""
     clips, preset = [Clip(render(unseen_scene(motion)), 8.0, "clip", "")], default_config()
     found = for_what_moves(preset, clips)
     assert (found != preset) == camera
     if camera:
-        assert (found.temporal.lowest_noise, found.spatial.looks) == (0.0, 1)
+        assert (found.temporal.lowest_noise, found.spatial.looks) == (0.35, 1)
         assert found.generate.guidance_scale == preset.temporal.camera_guidance > 0
         asked = replace(preset, generate=replace(preset.generate, guidance_scale=6.0))
         assert for_what_moves(asked, clips).generate.guidance_scale == 6.0
