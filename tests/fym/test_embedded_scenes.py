@@ -146,9 +146,8 @@ def test_unseen_motions_stay_in_sight_and_choices_are_apart_from_the_test() -> N
             assert np.linalg.norm(np.diff(scene.track, axis=0), axis=1).sum() > 25
 
 
-def test_the_kinds_come_in_their_shares_and_most_are_plain() -> None:
+def test_the_kinds_have_shares_and_plain_scenes_are_plain() -> None:
     assert sum(KINDS.values()) == pytest.approx(1.0)
-    assert max(KINDS, key=KINDS.__getitem__) == "plain"
     plain = [draw("plain", seed) for seed in range(MANY)]
     assert all(len(s.things) == 1 and s.things[0].texture == "plain" for s in plain)
     assert all(s.ground.kind in ("plain", "shaded") and not s.camera.moves for s in plain)
