@@ -37,8 +37,8 @@ def generate(
     motion = None is the model without adapters; several motion files act together. The adapters act at
     temporal_scale (motion) and spatial_scale (the reference's look), one number for all files or one for
     each; the time positions are the plain 0 ... F'-1. A temporal adapter acts in the steps whose noise level
-    (timestep over 1000) is at least lowest_noise, None = the level from which it was trained. guidance_scale
-    None = the least that the motion files are meant for. At lowest_noise 0 the result
+    (timestep over 1000) is at least lowest_noise, None = the level from which it was trained;
+    guidance_scale = None is the least that the motion files are meant for. At lowest_noise 0 the result
     equals that of the plain diffusers pipeline with the motion files loaded, a CPU generator of the same seed
     and the same settings.
     Raises UserError for a size that does not fit the model, or a spatial_scale without a spatial adapter.
@@ -50,8 +50,9 @@ def generate(
     size = (height or defaults.height, width or defaults.width)
     family.check_size(*size)
     motions = [motion] if isinstance(motion, MotionFile) else list(motion or ())
-    asked = [guidance_scale] if guidance_scale is not None else [m.guidance_scale for m in motions]
-    guidance = min((scale for scale in asked if scale is not None), default=defaults.guidance_scale)
+    if guidance_scale is None:
+        meant = (motion.guidance_scale for motion in motions)
+        guidance_scale = min((s for s in meant if s is not None), default=defaults.guidance_scale)
     parts = _parts(motions, _each(temporal_scale, motions), _each(spatial_scale, motions), lowest_noise)
     adapters = [(adapter, scale) for adapter, scale, _ in parts]
     texts = family.encode_prompts([*prompts, ""]).split(1)  # together: the text encoder moves once
@@ -62,13 +63,13 @@ def generate(
                 clips.append(
                     family.sample(
                         text,
-                        texts[-1] if guidance > 1 else None,
+                        texts[-1] if guidance_scale > 1 else None,
                         generator=torch.Generator().manual_seed(seed),
                         num_frames=frames,
                         height=size[0],
                         width=size[1],
                         steps=steps or defaults.num_inference_steps,
-                        guidance_scale=guidance,
+                        guidance_scale=guidance_scale,
                     )
                 )
     return clips

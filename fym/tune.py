@@ -318,7 +318,7 @@ def _stage(name: str, config: Config, sparse: Sequence[SparseClip]) -> Stage:
 def _about(config: Config, family: Family, sparse: Sequence[SparseClip]) -> dict[str, Any]:
     """What the motion file says about itself."""
     materials = [clip.material for clip in sparse]
-    return {
+    about: dict[str, Any] = {
         "model_id": family.model_id,
         "model_hash": family.model_hash,
         "family": family.name,
@@ -339,11 +339,13 @@ def _about(config: Config, family: Family, sparse: Sequence[SparseClip]) -> dict
         "positions": config.temporal.positions,
         "latents": config.temporal.latents,
         "lowest_noise": config.temporal.lowest_noise,
-        **({"guidance_scale": guidance} if (guidance := config.generate.guidance_scale) >= 0 else {}),
         "steps": [config.spatial.all_steps, config.temporal.steps],
         "looks": config.spatial.looks,
         "seed": config.tune.seed,
     }
+    if config.generate.guidance_scale >= 0:
+        about["guidance_scale"] = config.generate.guidance_scale
+    return about
 
 
 def _leak(family: Family, state: TuningState, sparse: SparseClip) -> float:

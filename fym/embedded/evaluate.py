@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -48,25 +49,27 @@ def sample(
 
 def held_out_scenes(count: int) -> list[Scene]:
     """Plain scenes of the training world that name their motion, drawn with a seed of their own."""
-    rng = np.random.default_rng((2026, count))
-    scenes: list[Scene] = []
-    while len(scenes) < count:
-        scene = sample_scene(rng, kind="plain")
-        if MOTIONS[scene.motion][0] in scene.prompt:
-            scenes.append(scene)
-    return scenes
+    return _drawn(2026, count, "plain", lambda scene: MOTIONS[scene.motion][0] in scene.prompt)
 
 
 def held_out_cameras(count: int) -> list[Scene]:
     """Empty scenes under a camera that pans, tilts or zooms, as their captions say; a seed of their own."""
-    rng = np.random.default_rng((2027, count))
-    scenes: list[Scene] = []
-    while len(scenes) < count:
-        scene = sample_scene(rng, kind="camera")
+
+    def suits(scene: Scene) -> bool:
         named = any(f" {verb} " in scene.prompt for verb in ("pans", "tilts", "zooms"))
         # Of checks any step may be seen, of clouds none is.
         readable = scene.ground.kind != "checked" and scene.ground.colour != "cloudy"
-        if named and readable and not scene.things:
+        return named and readable and not scene.things
+
+    return _drawn(2027, count, "camera", suits)
+
+
+def _drawn(seed: int, count: int, kind: str, suits: Callable[[Scene], bool]) -> list[Scene]:
+    rng = np.random.default_rng((seed, count))
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        scene = sample_scene(rng, kind=kind)
+        if suits(scene):
             scenes.append(scene)
     return scenes
 
@@ -102,9 +105,8 @@ def judge_cameras(clips: Tensor, scenes: list[Scene]) -> dict[str, float]:
     """How well named camera moves are followed, by kind of ground."""
     found: dict[str, list[float]] = {}
     for clip, scene in zip(clips, scenes, strict=True):
-        steps = read_clip(clip).camera
-        truth = true_steps(scene.camera, scene.frames)[: len(steps)]
-        found.setdefault(scene.ground.kind, []).append(camera_cosine(steps, truth))
+        cosine = camera_cosine(read_clip(clip).camera, true_steps(scene.camera, scene.frames))
+        found.setdefault(scene.ground.kind, []).append(cosine)
     return {f"camera_cosine, {kind}": float(np.mean(cosines)) for kind, cosines in sorted(found.items())}
 
 

@@ -76,11 +76,11 @@ def _ground(rng: np.random.Generator, kind: str) -> Ground:
     colour = str(rng.choice(list(BACKGROUNDS)))
     if not structured:
         return Ground(colour, "shaded" if rng.random() < 0.3 else "plain", tint=tint)
-    shares = {"gradient": 0.2, "striped": 0.1, "checked": 0.15, "rough": 0.2, "photo": 0.35}
     if kind == "camera":  # gradients and stripes hardly show that the camera moves, checks only how far
         shares = {"checked": 0.1, "rough": 0.4, "photo": 0.5}
-    chances = np.array(list(shares.values()))
-    look = str(rng.choice(list(shares), p=chances / chances.sum()))
+    else:
+        shares = {"gradient": 0.2, "striped": 0.1, "checked": 0.15, "rough": 0.2, "photo": 0.35}
+    look = str(rng.choice(list(shares), p=list(shares.values())))
     if look == "photo":
         return Ground(str(rng.choice(list(PHOTOS))), look, tint=tint, seed=seed)
     second = ""

@@ -1,7 +1,7 @@
 """Methods that are settings of `fym train`: fym, its ablations, and tuning-based baselines.
 
 Baselines as their papers have them, with AdamW and the preset's steps (with `tiny` those of PLAIN_STEPS,
-which take about twice the time of fym's): `lora` tunes one adapter on all heads and all frames for the steps
+which take nearly twice the time of fym's): `lora` tunes one adapter on all heads and all frames for the steps
 of both stages; `two-stage` first tunes the look on single frames, then the motion on all frames, both on all
 heads; `motiondirector` is that with MotionDirector's appearance-debiased loss (arXiv 2310.08465, eq. 6)
 added in the second stage: a spatial path on single frames, a temporal path that sees all of them and is used
