@@ -100,12 +100,13 @@ def _computed(config: Config) -> list[str]:
     from fym.families.skeleton import skeleton
     from fym.fit import as_configured, target, ways
     from fym.material import read_references
+    from fym.ranks import launched
 
     dtype = config.model.dtype if config.model.dtype != "auto" else default_dtype(config.model.device)
     family = skeleton(config.model.path, dtype)
     clips = read_references(config.clip, family)
     frames, height, width = max(tuple(clip.frames.shape[:3]) for clip in clips)
-    found = ways(family, config, (frames, height, width), target("", config.model.device))
+    found = ways(family, config, (frames, height, width), target(None, config.model.device, launched().size))
     now = as_configured(found, config).worst.peak
     return [
         " ".join(f"{name}={value}" for name, value in fit.options.items())

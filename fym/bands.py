@@ -23,7 +23,8 @@ from fym.errors import UserError
 class Band:
     """Number `index` of the `count` equal parts of one axis (0 time, 1 rows, 2 columns) of a clip's latents.
 
-    group: the processes with the bands of the clip, in their order. All of them must make the same calls.
+    group: the processes with the bands of the clip, in their order. All of them must make the same calls;
+    None: nothing is exchanged, where only shapes are wanted.
     """
 
     axis: int
@@ -41,8 +42,9 @@ class Band:
         """All bands, from each process's own (...,F',h,w). Gradients reach the own one alone: every process
         computes the same loss of the whole."""
         parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(self.count)]
-        with answered():
-            dist.all_gather(parts, part.detach().contiguous(), self.group)
+        if self.group is not None:
+            with answered():
+                dist.all_gather(parts, part.detach().contiguous(), self.group)
         parts[self.index] = part
         return torch.cat(parts, self.axis - 3)
 
@@ -78,8 +80,9 @@ def _exchange(parts: Tensor, group: Any) -> Tensor:
 def _all_to_all(parts: Tensor, group: Any) -> Tensor:
     parts = parts.contiguous()
     received = torch.empty_like(parts)
-    with answered():
-        dist.all_to_all_single(received, parts, group=group)
+    if group is not None:
+        with answered():
+            dist.all_to_all_single(received, parts, group=group)
     return received
 
 

@@ -28,7 +28,7 @@ from fym.config import to_toml
 from fym.console import Console, QuietConsole, duration
 from fym.errors import UserError
 from fym.files import write_file
-from fym.gpus import GPUS
+from fym.gpus import GPUS, named
 from fym.motionbench.cli import motionbench
 
 # What a run writes into its directory, and so all that --fresh takes away.
@@ -104,8 +104,8 @@ def cli(context: click.Context) -> None:
 @click.option("--dry-run", is_flag=True, help="stop after the plan, for which no weights are loaded")
 @click.option(
     "--plan-for",
-    type=click.Choice(list(GPUS)),
-    help="with --dry-run: what it would take on this GPU  [this machine]",
+    metavar="[Nx]GPU",
+    help=f"with --dry-run: what it would take on this GPU, or N of them  [this machine]: {', '.join(GPUS)}",
 )
 @click.option(
     "--fresh", is_flag=True, help="start over; without it the same command goes on where it stopped"
@@ -130,7 +130,8 @@ def train(dry_run: bool, plan_for: str | None, fresh: bool, **given: Any) -> Non
     ranks = launched()
     console = (Console if ranks.first else QuietConsole)(log_every=config.tune.log_every)
     if dry_run:
-        for title, rows in tune.plan(config, plan_for or ""):
+        gpu, processes = named(plan_for) if plan_for else (None, ranks.size)
+        for title, rows in tune.plan(config, gpu, processes):
             console.table(title, rows)
         return
     run_dir = checks.run_directory(config)

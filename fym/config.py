@@ -220,9 +220,15 @@ class TemporalConfig(StageConfig):
     camera_share: float = option(
         1.0,
         "where more than this share of the picture moves, as when the camera does, the motion is tuned from "
-        "half of lowest_noise up (a moving ground is drawn at lower levels too) and in the clip's own look",
+        "camera_lowest_noise up and in the clip's own look",
         low=0,
         high=1,
+    )
+    camera_lowest_noise: float = option(
+        0.0,
+        "stands there for lowest_noise: a moving ground is drawn at lower levels too",
+        low=0,
+        high=0.99,
     )
     camera_guidance: float = option(
         -1.0,

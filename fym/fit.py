@@ -17,7 +17,7 @@ from fym.families.pipeline import PipelineFamily
 from fym.families.quantised import quantised_layers
 from fym.families.skeleton import skeleton
 from fym.forecast import Job, Phase, forecast, vae_phases
-from fym.gpus import GPUS
+from fym.gpus import GPUS, Gpu
 from fym.machine import memory_bytes
 from fym.plan import Table
 from fym.runlog import STAGES
@@ -33,7 +33,7 @@ KNOBS = {
     "int8": "the frozen weights of the blocks in 8 bits, off by 0.7 %",
     "nf4": "the frozen weights of the blocks in 4 bits, off by 9 %",
 }
-DEFAULTS = {"model.vae": "whole", "model.quantise": "none", "model.offload": "0"}
+DEFAULTS = {"model.vae": "whole", "model.quantise": "none", "model.offload": "0", "model.shard": "false"}
 LINK = 12e9  # bytes/s from the host to a GPU that is not in GPUS: PCIe 3.0 x16
 PACKED = ("none", "int8", "nf4")
 
@@ -41,7 +41,8 @@ PACKED = ("none", "int8", "nf4")
 @dataclass(frozen=True)
 class Target:
     """bytes and FLOP/s of the device; used: bytes there before the run starts. host: it is the CPU. link:
-    bytes/s from the host."""
+    bytes/s from the host. processes: that share the run, each on such a device or with its part of the CPU's
+    memory and time."""
 
     name: str
     memory: float
@@ -49,6 +50,7 @@ class Target:
     used: float
     host: bool
     link: float = LINK
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -77,18 +79,21 @@ class Fit:
         return sum(phase.passes * _pass_seconds(phase, self.target) for phase in self.phases)
 
 
-def target(gpu: str, device: str) -> Target:
-    """The named GPU, or this machine."""
+def target(gpu: Gpu | None, device: str, processes: int) -> Target:
+    """The given GPU, or this machine, for each of the processes of a run."""
+    many = f"{processes} x " if processes > 1 else ""
     if gpu:
-        named = GPUS[gpu]
-        rate = named.flops * UTILISATION
-        return Target(named.name, named.memory, rate, RESERVE, False, named.link)
+        rate = gpu.flops * UTILISATION
+        return Target(many + gpu.name, gpu.memory, rate, RESERVE, False, gpu.link, processes)
     found = pick_device(device)
     if found.type == "cpu":
-        return Target("this machine", memory_bytes(), _product_rate(), memory.now() * memory.MIB, True)
+        name = f"each of {processes} processes on this machine" if many else "this machine"
+        share, rate = memory_bytes() / processes, _product_rate() / processes
+        return Target(name, share, rate, memory.now() * memory.MIB, True, processes=processes)
     properties = torch.cuda.get_device_properties(found)
     rate, link = _makers_rates(properties.name)
-    return Target(properties.name, properties.total_memory, rate * UTILISATION, RESERVE, False, link)
+    whole = properties.total_memory
+    return Target(many + properties.name, whole, rate * UTILISATION, RESERVE, False, link, processes)
 
 
 def _makers_rates(name: str) -> tuple[float, float]:
@@ -132,11 +137,27 @@ def ways(family: PipelineFamily, config: Config, clip: tuple[int, int, int], whe
         "nf4": [_lighter(fit, saved, 0, {"model.quantise": "nf4"}) for fit in eight],
     }
     asked = config.model.offload
+    sharing = where.processes > 1 and models["none"].shardable
+    shared = [sharded(fit, models["none"]) for fit in found["none"]] if sharing else []
     return [
         way
         for kind, fits in found.items()
-        for way in (*fits, *(o for fit in fits for o in _offloading(fit, models[kind], asked)))
+        for way in (
+            *fits,
+            *(shared if kind == "none" else ()),
+            *(o for fit in fits for o in _offloading(fit, models[kind], asked)),
+        )
     ]
+
+
+def sharded(fit: Fit, family: PipelineFamily) -> Fit:
+    """With the matrices of the blocks shared out among the processes. Each holds its part, and two blocks
+    whole: the present one, and what is put together for it or fetched for the next."""
+    processes = fit.target.processes
+    blocks = [block for group in family.blocks() for block in group]
+    sizes = [sum(p.nbytes for p in block.parameters() if p.ndim == 2) for block in blocks]
+    others = sum(sizes) * (processes - 1) // processes
+    return _lighter(fit, max(0, others - 2 * max(sizes)), others, {"model.shard": "true"})
 
 
 def _offloading(fit: Fit, family: PipelineFamily, asked: int) -> list[Fit]:
@@ -191,7 +212,7 @@ def _ways(
     also: dict[str, str],
 ) -> list[Fit]:
     job = Job.of(config, family, clip)
-    plain = forecast(family, config, job, levels, host=where.host)
+    plain = forecast(family, config, job, levels, host=where.host, processes=where.processes)
     variants: list[tuple[dict[str, str], dict[str, list[Phase]]]] = [({}, plain)]
     if hasattr(family.pipeline.vae, "enable_tiling") and not family.tiled_vae:
         family.tile_vae()
@@ -212,9 +233,11 @@ def _counts(phase: Phase, where: Target) -> bool:
     return where.host or phase.name != "text" or phase.peak + where.used <= where.memory
 
 
-def fitting(family: PipelineFamily, config: Config, clips: Sequence[Clip], gpu: str) -> list[Table]:
+def fitting(
+    family: PipelineFamily, config: Config, clips: Sequence[Clip], gpu: Gpu | None, processes: int
+) -> list[Table]:
     """What the run would take as configured, what fits, and how to ask for it."""
-    where = target(gpu, config.model.device)
+    where = target(gpu, config.model.device, processes)
     frames, height, width = max(tuple(clip.frames.shape[:3]) for clip in clips)
     found = ways(family, config, (frames, height, width), where)
     return tables(found, config, where)
@@ -227,6 +250,8 @@ def as_configured(found: Sequence[Fit], config: Config) -> Fit:
         "model.quantise": config.model.quantise,
         "model.offload": str(config.model.offload),
     }
+    if config.model.shard and any("model.shard" in fit.options for fit in found):
+        asked["model.shard"] = "true"  # one process holds the whole model
     if any("model.vae" in fit.options for fit in found):  # else it works in tiles anyway, or cannot
         asked["model.vae"] = config.model.vae
     return next(fit for fit in found if {**DEFAULTS, **fit.options}.items() >= asked.items())
@@ -266,6 +291,8 @@ def _options(fit: Fit) -> str:
 
 def _line(fit: Fit) -> str:
     does = "; ".join(KNOBS[value] for value in fit.options.values() if value in KNOBS)
+    if "model.shard" in fit.options:
+        does += "; each process holds its part of the blocks' weights"
     if "model.offload" in fit.options:
         moved = max(phase.moves for phase in fit.phases if not phase.name.startswith(STAGES))
         does += f"; {moved / 1e9:.1f} GB of the blocks' weights in CPU memory"

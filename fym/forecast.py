@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,12 +19,14 @@ from torch import Tensor, nn
 
 import fym_kernels
 from fym.adapters import HeadLora
+from fym.bands import Band
 from fym.config import Config, StageConfig
 from fym.families.pipeline import PipelineFamily
 from fym.families.quantised import num_weights
 from fym.losses import tuning_loss
 from fym.material import encodes_later
 from fym.positions import latent_frames, whole_clips
+from fym.ranks import Ranks
 from fym.runlog import STAGES
 from fym.shapes_only import LiveBytes, shapes_only
 
@@ -63,9 +66,16 @@ class Job:
 
 
 def forecast(
-    family: PipelineFamily, config: Config, job: Job, recompute: Sequence[str], *, host: bool
+    family: PipelineFamily,
+    config: Config,
+    job: Job,
+    recompute: Sequence[str],
+    *,
+    host: bool,
+    processes: int = 1,
 ) -> dict[str, list[Phase]]:
     """The phases of `fym train`, in order, for each level of `tune.recompute`, which alters the stages only.
+    UserError where so many processes cannot share a step.
 
     family: from `fym.families.skeleton`. host: the model runs on the CPU, where text encoders, VAE and
     transformer all stand in memory until the encoders are freed; on a GPU each comes when it is needed. The
@@ -76,7 +86,7 @@ def forecast(
     found = {}
     for level in recompute:
         family.recompute = level
-        found[level] = [*before, *_tuning(family, config, job), sample]
+        found[level] = [*before, *_tuning(family, config, job, processes), sample]
     return found
 
 
@@ -153,16 +163,16 @@ def _classifying(family: PipelineFamily, config: Config, job: Job) -> Phase:
     return _count("classify", classify, [family.transformer], _forward_flops(family, math.prod(grid)), passes)
 
 
-def _tuning(family: PipelineFamily, config: Config, job: Job) -> Iterator[Phase]:
+def _tuning(family: PipelineFamily, config: Config, job: Job, processes: int) -> Iterator[Phase]:
     adapters = _adapters(family, config)
     sparse, whole = latent_frames(config.temporal.sparse_frames), latent_frames(job.frames)
     batch = config.temporal.batch_size
-    yield _stage(family, config, job, adapters, "spatial", config.spatial.batch_size, 1)
+    stage = partial(_stage, family, config, job, adapters, processes)
+    yield stage("spatial", config.spatial.batch_size, 1)
     if config.temporal.whole_steps < config.temporal.steps:
-        yield _stage(family, config, job, adapters, "temporal", batch, sparse)
+        yield stage("temporal", batch, sparse)
     if config.temporal.whole_steps:
-        batch = whole_clips(batch, config.temporal.sparse_frames, whole)
-        yield _stage(family, config, job, adapters, "temporal", batch, whole, name=WHOLE)
+        yield stage("temporal", whole_clips(batch, config.temporal.sparse_frames, whole), whole, name=WHOLE)
 
 
 def _stage(
@@ -170,12 +180,15 @@ def _stage(
     config: Config,
     job: Job,
     adapters: dict[str, HeadLora],
+    processes: int,
     stage: str,
     batch: int,
     frames: int,
     name: str = "",
 ) -> Phase:
-    """A step of a stage on `batch` clips of so many latent frames."""
+    """A step of a stage on `batch` clips of so many latent frames, of which one process does its share."""
+    latents = _latents(family, job, frames)
+    batch, band = _share(family, stage, batch, latents, processes)
     acting = [adapters["spatial"]] if stage == "spatial" else list(adapters.values())
     trained = adapters[stage]
     for adapter in acting:
@@ -189,8 +202,12 @@ def _stage(
         copies = [torch.empty(p.shape) for p in adapters["spatial"].parameters() for _ in range(others)]
         noisy, timestep, text = _inputs(family, job, batch, frames)
         target, levels = torch.empty_like(noisy), torch.empty(batch)
-        with family.attention(adapters=[(adapter, 1.0) for adapter in acting]):
-            pred = family.predict(noisy, timestep, text)
+        with family.attention(adapters=[(adapter, 1.0) for adapter in acting]) as control:
+            control.band = band
+            if band is None:
+                pred = family.predict(noisy, timestep, text)
+            else:
+                pred = band.whole(family.predict(band.of(noisy), timestep, text))
             tuning_loss(pred, target, levels, motion_weight=weight).backward()
         del pred, states, copies
         for parameter in trained.parameters():
@@ -200,8 +217,18 @@ def _stage(
     steps = config.spatial.all_steps if stage == "spatial" else config.temporal.steps
     passes = whole if name else steps - whole
     parts = [family.transformer, *acting, *([family.pipeline.vae] if encodes_later(config.temporal) else [])]
-    tokens = math.prod(family.grid(_latents(family, job, frames)))
-    return _count(name or stage, step, parts, batch * _step_flops(family, tokens), passes)
+    flops = batch * _step_flops(family, math.prod(family.grid(latents)))
+    return _count(name or stage, step, parts, flops / (band.count if band else 1), passes)
+
+
+def _share(
+    family: PipelineFamily, stage: str, samples: int, latents: Tensor, processes: int
+) -> tuple[int, Band | None]:
+    """How many samples of a step one process works on, at most, and the band of them where they are split."""
+    axis = partial(family.band_axis, latents)
+    bands = Ranks(0, processes).bands(stage, samples, axis)
+    along = axis(bands) if bands > 1 else None
+    return -(-samples * bands // processes), None if along is None else Band(along, 0, bands, None)
 
 
 def _sampling(family: PipelineFamily, config: Config, job: Job, host: bool) -> Phase:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
+
+from fym.errors import UserError
 
 GB = 1e9
 
@@ -32,3 +35,12 @@ GPUS = {
     "h200": Gpu("H200 SXM", 141 * GB, 989e12, 4.8e12, 50e9),
     "b200": Gpu("B200", 180 * GB, 2250e12, 8.0e12, 50e9),
 }
+
+
+def named(text: str) -> tuple[Gpu, int]:
+    """The GPU, and how many of it, that a text like "rtx4090" or "2xrtx4090" names. UserError for others."""
+    found = re.fullmatch(r"(?:([1-9]\d{0,3})x)?(.*)", text)
+    if found is None or found[2] not in GPUS:
+        known = ", ".join(GPUS)
+        raise UserError(f"{text!r} is no known GPU", f"known are {known}", "Write one of them, or 2xrtx4090")
+    return GPUS[found[2]], int(found[1] or 1)

@@ -78,7 +78,7 @@ def for_what_moves(config: Config, clips: Sequence[Clip]) -> Config:
     guidance = config.generate.guidance_scale
     return replace(
         config,
-        temporal=replace(config.temporal, lowest_noise=config.temporal.lowest_noise / 2),
+        temporal=replace(config.temporal, lowest_noise=config.temporal.camera_lowest_noise),
         spatial=replace(config.spatial, looks=1),
         generate=replace(
             config.generate, guidance_scale=config.temporal.camera_guidance if guidance < 0 else guidance

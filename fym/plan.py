@@ -21,7 +21,8 @@ Table = tuple[str, list[tuple[str, str]]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be tuned on what. tokens: of one forward pass, in full of the longest clip."""
+    """What will be tuned on what. tokens: of one forward pass, in full of the longest clip. elsewhere: the
+    device that is planned for, if it is not `device`."""
 
     config: Config
     run_dir: Path
@@ -36,9 +37,12 @@ class Plan:
     tokens_frame: int
     tokens_sparse: int
     tokens_full: int
+    elsewhere: str = ""
 
     @classmethod
-    def of(cls, config: Config, run_dir: Path, family: Family, clips: Sequence[Clip]) -> Plan:
+    def of(
+        cls, config: Config, run_dir: Path, family: Family, clips: Sequence[Clip], elsewhere: str = ""
+    ) -> Plan:
         frames, height, width = max(tuple(clip.frames.shape[:3]) for clip in clips)
         return cls(
             config,
@@ -54,6 +58,7 @@ class Plan:
             family.tokens(1, height, width),
             family.tokens(config.temporal.sparse_frames, height, width),
             family.tokens(frames, height, width),
+            elsewhere,
         )
 
     def tables(self) -> list[Table]:
@@ -64,16 +69,17 @@ class Plan:
             ("model", self.model),
             ("transformer", f"{self.parameters / 1e6:,.1f} M parameters, {self.layers} layers"),
             ("attention", f"{self.heads} heads of {self.head_dim}"),
-            ("runs in", f"{self.dtype} on {self.device}{self._packed()}"),
+            ("runs in", f"{self.dtype} on {self.elsewhere or self.device}{self._packed()}"),
         ]
         clip = [
             *[row for clip in self.clips for row in _clip_rows(clip)],
             ("tokens", f"{self.tokens_full:,} whole, {self.tokens_sparse:,} sparse ({sparse} frames)"),
         ]
+        kernels = [] if self.elsewhere else [("kernels", self._kernels())]
         return [
             ("Model", model),
             ("Clip", clip),
-            ("Tuning", [*self._stages(), ("kernels", self._kernels()), ("output", str(self.run_dir))]),
+            ("Tuning", [*self._stages(), *kernels, ("output", str(self.run_dir))]),
         ]
 
     def _stages(self) -> list[tuple[str, str]]:

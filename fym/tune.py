@@ -30,6 +30,7 @@ from fym.families.loading import default_dtype
 from fym.families.skeleton import skeleton
 from fym.files import check_writable, remove_parts, write_file
 from fym.fit import fitting
+from fym.gpus import Gpu
 from fym.heads import HeadMap, classify, mean_map
 from fym.material import Material, SparseClip, encodes_later, for_what_moves, read_references
 from fym.motion_file import MotionFile, load_motion_file, save_motion_file
@@ -55,8 +56,9 @@ class TrainResult:
     head_map: HeadMap
 
 
-def plan(config: Config, gpu: str = "") -> list[Table]:
-    """What `train` would do, what it takes on this machine or on a GPU of fym.gpus, and what fits.
+def plan(config: Config, gpu: Gpu | None = None, processes: int = 1) -> list[Table]:
+    """What `train` would do, what it takes each of its processes on this machine or on a GPU of fym.gpus, and
+    what fits.
 
     Reads the clip and the model's configuration, no weights; writes nothing."""
     dtype = config.model.dtype if config.model.dtype != "auto" else "bfloat16" if gpu else ""
@@ -64,8 +66,9 @@ def plan(config: Config, gpu: str = "") -> list[Table]:
     family = skeleton(config.model.path, dtype, config.model.quantise)
     clips = read_references(config.clip, family)
     config = for_what_moves(config, clips)
-    tables = Plan.of(config, run_directory(config), family, clips).tables()
-    return [*tables, *fitting(family, config, clips, gpu)]
+    elsewhere = gpu.name if gpu else ""
+    tables = Plan.of(config, run_directory(config), family, clips, elsewhere).tables()
+    return [*tables, *fitting(family, config, clips, gpu, processes)]
 
 
 def train(config: Config, run_dir: Path, *, console: Console, family: Family | None = None) -> TrainResult:

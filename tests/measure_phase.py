@@ -1,15 +1,18 @@
 """The memory that phases of a run take.
 
-`python -m tests.measure_phase TINY MODEL QUANTISE FxHxW PHASE:RECOMPUTE ...`
+`python -m tests.measure_phase TINY MODEL WEIGHTS FxHxW PHASE:RECOMPUTE ...`
 
-Prints a line for each: the bytes by which its peak stands above the process after the same phase of a tiny
-model of the family, when all libraries are there. The caller tells glibc to give freed memory back.
+WEIGHTS: none, int8 or nf4 as `model.quantise`, or shard. Prints a line for each: the bytes by which its peak
+stands above the process after the same phase of a tiny model of the family, when all libraries are there. The
+caller tells glibc to give freed memory back. Of several processes, as torchrun starts them for one phase, the
+first prints.
 """
 
 from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,19 +27,22 @@ from fym.console import Console
 from fym.families import Family, load_family
 from fym.heads import classify
 from fym.positions import latent_frames
+from fym.ranks import launched
 from fym.runlog import STAGES
 from fym.stage import Sample, Stage, run_stage
 from fym.state import TuningState
 
 SPATIAL_BATCH = 4
 CPU = torch.device("cpu")
+SHARD = "shard"
 
 
-def settings(model: str, quantise: str, recompute: str, size: Sequence[int]) -> Config:
+def settings(model: str, weights: str, recompute: str, size: Sequence[int]) -> Config:
     """Two steps of each stage; clips are made of the reference's size. size: frames, height, width."""
     given = {
         "model.path": model,
-        "model.quantise": quantise,
+        "model.quantise": "none" if weights == SHARD else weights,
+        "model.shard": weights == SHARD,
         "tune.recompute": recompute,
         "spatial.batch_size": SPATIAL_BATCH,
     }
@@ -60,11 +66,15 @@ def halves(family: Family, config: Config) -> dict[str, HeadLora]:
     return made
 
 
-def peak(model: str, quantise: str, phase: str, recompute: str, size: Sequence[int]) -> float:
+def peak(model: str, weights: str, phase: str, recompute: str, size: Sequence[int]) -> float:
     """MiB."""
     frames, height, width = size
-    config = settings(model, quantise, recompute, size)
-    family = load_family(model, device="cpu", quantise=quantise)
+    config, ranks = settings(model, weights, recompute, size), launched()
+    family = load_family(model, device="cpu", quantise=config.model.quantise)
+    if config.model.shard:
+        for parameter in family.transformer.parameters():
+            parameter.data = parameter.data.clone()  # else they stay in the pages of the file
+        family.shard(ranks.mesh(CPU))
     family.recompute = recompute
     text, empty = family.encode_prompts(["a"]), family.encode_prompts([""])
     video = torch.zeros(frames, height, width, 3, dtype=torch.uint8)
@@ -103,24 +113,25 @@ def peak(model: str, quantise: str, phase: str, recompute: str, size: Sequence[i
         weight = config.temporal.motion_weight if phase == "temporal" else 0.0
         stage = Stage(phase, getattr(config, phase), config.tune, lambda *_: sample, weight)
         with tempfile.TemporaryDirectory() as folder:
-            run_stage(family, stage, state, folder=Path(folder), log=None, console=Console(stream=sys.stderr))
+            console = Console(stream=sys.stderr)
+            run_stage(family, stage, state, folder=Path(folder), log=None, console=console, ranks=ranks)
     return memory.peak(CPU)["rss_mib"]
 
 
-def measured(tiny: str, model: str, quantise: str, size: Sequence[int], wanted: str) -> float:
+def measured(tiny: str, model: str, weights: str, size: Sequence[int], wanted: str) -> float:
     """Bytes by which a phase's peak, wanted as "phase:recompute", stands above the same of the tiny model."""
     phase, recompute = wanted.split(":")
-    peak(tiny, quantise, phase, recompute, (5, 32, 48))
+    peak(tiny, weights, phase, recompute, (5, 32, 64))
     gc.collect()
     before = memory.now()
-    return (peak(model, quantise, phase, recompute, size) - before) * memory.MIB
+    return (peak(model, weights, phase, recompute, size) - before) * memory.MIB
 
 
 if __name__ == "__main__":
-    tiny, model, quantise, size, *phases = sys.argv[1:]
+    tiny, model, weights, size, *phases = sys.argv[1:]
     for wanted in phases:  # a fork for each, so that none finds memory that another has left
         with multiprocessing.get_context("fork").Pool(1) as pool:
-            print(
-                pool.apply(measured, (tiny, model, quantise, [int(n) for n in size.split("x")], wanted)),
-                flush=True,
-            )
+            given = tiny, model, weights, [int(n) for n in size.split("x")], wanted
+            found = pool.apply(measured, given)
+            if os.environ.get("RANK", "0") == "0":
+                print(found, flush=True)

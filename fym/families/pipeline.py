@@ -135,8 +135,13 @@ class PipelineFamily(Family):
             self.pipeline.vae.enable_tiling()
             self.encoder_hash += " tiled"  # latents differ a little at the seams
 
+    @property
+    def shardable(self) -> bool:
+        """Whether the weights can be shared out among processes."""
+        return getattr(self.pipeline, "transformer_2", None) is None
+
     def shard(self, mesh: DeviceMesh) -> None:
-        if getattr(self.pipeline, "transformer_2", None) is not None:
+        if not self.shardable:
             raise UserError(
                 f"The weights of {self.model_id} cannot be shared out",
                 "it is two transformers, which take turns on the device",

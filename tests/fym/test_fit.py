@@ -8,10 +8,11 @@ import torch
 
 from fym import cli, fit
 from fym.config import default_config, load_config
+from fym.errors import UserError
 from fym.families import load_family
 from fym.families.skeleton import skeleton
 from fym.forecast import Phase, forecast
-from fym.gpus import GPUS
+from fym.gpus import GPUS, named
 from tests.tiny_pipelines import save_tiny_wan
 
 WHERE = fit.Target("a GPU", 10.0, 1.0, 1.0, False)
@@ -50,7 +51,13 @@ def test_dry_run_for_a_gpu_needs_no_weights_and_names_every_knob(
     out = capsys.readouterr().out
     assert GPUS["rtx4090"].name in out and "not measured" in out and "fits as configured" in out
     assert all(word in out for word in ("text", "encode", "classify", "spatial", "sample", "ffn", "tiled"))
-    assert "quantise int8" in out and "quantise nf4" in out
+    assert "quantise int8" in out and "quantise nf4" in out and "shard" not in out
+    assert "bfloat16 on RTX 4090" in out and "kernels" not in out  # those of this machine
+    assert cli.main([*given, "--dry-run", "--plan-for", "2xrtx4090", "--set", "temporal.batch_size=2"]) == 0
+    out = capsys.readouterr().out
+    assert "on 2 x RTX 4090" in out and "shard true" in out
+    assert cli.main([*given, "--dry-run", "--plan-for", "5xrtx4090"]) == 2
+    assert "too many for the spatial stage" in capsys.readouterr().err
 
 
 def test_the_cheapest_way_that_fits_is_proposed():
@@ -106,6 +113,42 @@ def test_as_many_blocks_are_offloaded_as_it_takes(tmp_path):
     assert found.phases[-2].name == "temporal" and found.phases[-2].moves == 2 * after.moves
     slow = fit.replace(found, target=fit.replace(small, link=1.0))
     assert slow.seconds > 1e6 > found.seconds
+
+
+def test_several_processes_share_the_steps_and_the_weights(tmp_path):
+    """One sample in two bands, three samples as two and one; each process has its part of every matrix."""
+    folder = str(save_tiny_wan(tmp_path / "model", heads=4, head_dim=64, layers=12))
+    given = {"model.path": folder, "tune.recompute": "block", "spatial.batch_size": 3}
+    config = load_config(None, given | {"temporal.batch_size": 1, "model.shard": True})
+    family = skeleton(folder, "bfloat16")
+    two = fit.replace(WHERE, flops=1e12, processes=2)
+    alone, shared = (fit.ways(family, config, (17, 64, 64), where) for where in (WHERE, two))
+    assert not any("model.shard" in way.options for way in alone)
+    as_it_is = fit.as_configured(shared, load_config(None, {"tune.recompute": "block"}))
+    before = {phase.name: phase for phase in fit.as_configured(alone, config).phases}
+    for phase in as_it_is.phases:
+        part = {"spatial": 2 / 3, "temporal": 1 / 2}.get(phase.name, 1)
+        assert phase.flops == pytest.approx(part * before[phase.name].flops)
+        assert (phase.peak < before[phase.name].peak) == (part < 1)
+        assert phase.weights == before[phase.name].weights
+    after = fit.as_configured(shared, config)
+    matrices = [p.nbytes for p in family.transformer.blocks.parameters() if p.ndim == 2]
+    for one, other in zip(as_it_is.phases, after.phases, strict=True):
+        assert one.name in ("text", "encode") or one.weights - other.weights == pytest.approx(
+            sum(matrices) * (1 / 2 - 2 / 12), rel=1e-3
+        )
+    assert after.phases[-1].moves == sum(matrices) // 2
+
+
+@pytest.mark.parametrize(("text", "count"), [("rtx4090", 1), ("2xrtx4090", 2), ("16xrtx4090", 16)])
+def test_gpus_are_named_alone_or_by_their_number(text, count):
+    assert named(text) == (GPUS["rtx4090"], count)
+
+
+@pytest.mark.parametrize("text", ["rtx1", "0xrtx4090", "xrtx4090", "2x", "", "2 rtx4090"])
+def test_other_gpus_are_refused_with_those_that_are_known(text):
+    with pytest.raises(UserError, match=r"is no known GPU: known are rtx3060, .*2xrtx4090"):
+        named(text)
 
 
 def test_a_model_that_always_works_in_tiles_is_found_as_configured():

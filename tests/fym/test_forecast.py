@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from fym.families.skeleton import skeleton
+from fym.fit import Fit, Target, sharded
 from fym.forecast import Job, forecast
 from fym.shapes_only import LiveBytes, shapes_only
-from tests.measure_phase import settings
+from tests.measure_phase import SHARD, settings
 from tests.tiny_pipelines import MODELS, save_tiny_cogvideox, save_tiny_hunyuan, save_tiny_wan
 
 
@@ -38,14 +39,15 @@ def test_what_convolutions_take_beside_their_tensors(channels, taps, beside):
 
 class Case(NamedTuple):
     """save(folder, **sizes) makes a model of MODELS' kind; clip: frames, height, width; phases with what the
-    backward pass computes again."""
+    backward pass computes again; weights: as for `tests.measure_phase`."""
 
     save: Callable[..., Path]
     kind: str
     sizes: dict[str, int]
     clip: tuple[int, int, int]
     phases: list[tuple[str, str]]
-    quantise: str = "none"
+    weights: str = "none"
+    processes: int = 1
 
 
 TUNED = [(stage, level) for stage in ("spatial", "temporal") for level in ("none", "ffn", "block")]
@@ -58,6 +60,18 @@ CASES = {
     "Wan, 8 layers of 12 x 64": Case(
         save_tiny_wan, "wan", {"layers": 8, "heads": 12, "head_dim": 64, "ffn": 1536}, CLIP, TUNED
     ),
+    **{
+        f"Wan, 8 layers of 12 x 64, two processes{label}": Case(
+            save_tiny_wan,
+            "wan",
+            {"layers": 8, "heads": 12, "head_dim": 64, "ffn": 1536},
+            CLIP,
+            BOTH,
+            weights,
+            processes=2,
+        )
+        for weights, label in (("none", ""), (SHARD, " that share the weights"))
+    },
     "Wan, 6 layers of 12 x 128": Case(
         save_tiny_wan, "wan", {"layers": 6, "heads": 12, "head_dim": 128}, CLIP, BOTH[2:]
     ),
@@ -83,25 +97,42 @@ CASES = {
 }
 
 
+def launcher(processes):
+    if processes == 1:
+        return [sys.executable]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", CASES)
 def test_the_forecast_is_within_15_percent_of_the_measured_peak(name, tmp_path):
     case = CASES[name]
     folder, tiny = case.save(tmp_path / "model", **case.sizes), MODELS[case.kind](tmp_path / "tiny")
-    config, bare = (
-        settings(str(folder), case.quantise, "none", case.clip),
-        skeleton(str(folder), "float32", case.quantise),
-    )
+    if case.processes > 1:
+        tiny = save_tiny_wan(tmp_path / "even", heads=case.processes)
+    config = settings(str(folder), case.weights, "none", case.clip)
+    bare = skeleton(str(folder), "float32", config.model.quantise)
     levels = list(dict.fromkeys(level for _, level in case.phases))
-    found = forecast(bare, config, Job(*case.clip, case.clip), levels, host=True)
-    command = [sys.executable, "-m", "tests.measure_phase", str(tiny), str(folder), case.quantise]
-    command += ["x".join(map(str, case.clip)), *(":".join(phase) for phase in case.phases)]
+    where = Target("this machine", 0, 1, 0, host=True, processes=case.processes)
+    found = {}
+    for level, phases in forecast(
+        bare, config, Job(*case.clip, case.clip), levels, host=True, processes=case.processes
+    ).items():
+        way = Fit({}, phases, where)
+        found[level] = (sharded(way, bare) if config.model.shard else way).phases
+    given = [str(tiny), str(folder), case.weights, "x".join(map(str, case.clip))]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc gives freed memory back
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
-    assert done.returncode == 0
+    environment |= {"GLOO_SOCKET_IFNAME": "lo"}
+    wanted = [":".join(phase) for phase in case.phases]
+    lines = []
+    for run in [[phase] for phase in wanted] if case.processes > 1 else [wanted]:
+        command = [*launcher(case.processes), "-m", "tests.measure_phase", *given, *run]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+        assert done.returncode == 0
+        lines += done.stdout.splitlines()
     misses = []
-    for (phase, level), line in zip(case.phases, done.stdout.splitlines(), strict=True):
+    for (phase, level), line in zip(case.phases, lines, strict=True):
         measured, expected = float(line), next(p.peak for p in found[level] if p.name == phase)
         miss = expected / measured - 1
         row = f"| {name} | {phase} | {level} | {expected / 1e6:.0f} | {measured / 1e6:.0f} | {miss:+.0%} |"

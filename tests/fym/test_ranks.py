@@ -161,8 +161,8 @@ ONE_SAMPLE = {"spatial.batch_size": 1, "temporal.batch_size": 1, "temporal.whole
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, configure, tiny_model):
     """Folder of the runs: `one` by one process, `turns` by one that takes two shares in turn, `two` by two
-    processes, `begun` by one in turn and then by two, `stopped` by two that share the weights and then by one
-    in turn; `whole` by one and `bands` by two processes, with one sample a step, and `sharded` by two that
+    processes, `begun` by one in turn and then by two that share the weights, `stopped` the other way round;
+    `whole` by one and `bands` by two processes, with one sample a step, and `sharded` by two that
     share the weights as well. The two processes also compare other families with and without that."""
     place = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
@@ -175,7 +175,7 @@ def runs(tmp_path_factory, configure, tiny_model):
             tune.train(configure(), place / "begun", console=Interrupting("temporal", 1))
         for name in ("two", "begun", "stopped", "bands", "sharded"):
             changes = ONE_SAMPLE if name in ("bands", "sharded") else {}
-            config = configure(**changes, model__shard=name in ("stopped", "sharded"))
+            config = configure(**changes, model__shard=name in ("begun", "stopped", "sharded"))
             (place / f"{name}.toml").write_text(to_toml(config))
         two_processes(place, tiny_model("hunyuan_video"), tiny_model("cogvideox-5b"))
         assert not (place / "stopped" / "motion.safetensors").exists()
@@ -214,7 +214,7 @@ def adapters_of(folder):
 
 @pytest.mark.parametrize("name", ["two", "begun", "stopped"])
 def test_processes_equal_one_that_takes_their_shares_in_turn_bit_for_bit(runs, name):
-    """Also where the number of processes changes in between; Ctrl-C on any of them stops all."""
+    """Also where their number and `model.shard` change in between; Ctrl-C on any of them stops all."""
     ours, theirs = adapters_of(runs / "turns"), adapters_of(runs / name)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 

@@ -39,6 +39,7 @@ NAIVE = {
     "temporal.motion_weight": 0.0,
     "temporal.lowest_noise": 0.0,
     "temporal.camera_share": 1.0,
+    "temporal.camera_lowest_noise": 0.0,
     "temporal.camera_guidance": -1.0,
     "tune.optimizer": "adamw",
     "spatial.looks": 1,
@@ -64,7 +65,11 @@ SETTINGS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("random-heads", "fym on as many heads drawn at random", {"heads.grouping": "random"}),
     ("one-look", "fym without recoloured copies", {"spatial.looks": 1}),
     ("adamw", "fym with AdamW instead of Muon", {"tune.optimizer": "adamw"}),
-    ("every-noise-level", "fym tuned and acting at every noise level", {"temporal.lowest_noise": 0.0}),
+    (
+        "every-noise-level",
+        "fym tuned and acting at every noise level",
+        {"temporal.lowest_noise": 0.0, "temporal.camera_lowest_noise": 0.0},
+    ),
     ("sparse-to-the-end", "fym without the last steps on all frames", {"temporal.whole_share": 0.0}),
 )
 STAGES = ("cache", "classify", "spatial", "temporal")
