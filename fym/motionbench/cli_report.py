@@ -28,6 +28,13 @@ from fym.motionbench.categories import SPLITS
     metavar="METHOD",
     help="the one all others are compared with",
 )
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    metavar="NAME",
+    help="only these, on the cases that all of them have; may be given several times  [all methods]",
+)
 def report(
     results: str,
     clips: str | None,
@@ -38,6 +45,7 @@ def report(
     markdown_file: str | None,
     split: str,
     against: str,
+    methods: tuple[str, ...],
 ) -> None:
     """Write a page about the folder RESULTS that `fym motionbench run` fills, and tables.
 
@@ -47,7 +55,7 @@ def report(
     from fym.motionbench.report.page import page
     from fym.motionbench.report.summary import summarise
 
-    summary = summarise(Path(results), against=against, split=split)
+    summary = summarise(Path(results), against=against, split=split, methods=methods)
     for file, make in (
         (csv_file, tables.as_csv),
         (json_file, tables.as_json),

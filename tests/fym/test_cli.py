@@ -227,7 +227,7 @@ class TestTrain:
 
     def test_dry_run_prints_the_plan_and_trains_nothing(self, clip, monkeypatch, capsys):
         plan = [("Model", [("path", "embedded")])]
-        monkeypatch.setattr("fym.tune.plan", lambda config, gpu: plan)
+        monkeypatch.setattr("fym.tune.plan", lambda config, gpu, processes: plan)
         monkeypatch.setattr("fym.tune.train", lambda *a, **k: pytest.fail("trained"))
         assert cli.main(["train", clip, "--prompt", "a", "--dry-run"]) == 0
         assert "embedded" in capsys.readouterr().out and not Path("runs").exists()

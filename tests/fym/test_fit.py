@@ -53,7 +53,8 @@ def test_dry_run_for_a_gpu_needs_no_weights_and_names_every_knob(
     assert all(word in out for word in ("text", "encode", "classify", "spatial", "sample", "ffn", "tiled"))
     assert "quantise int8" in out and "quantise nf4" in out and "shard" not in out
     assert "bfloat16 on RTX 4090" in out and "kernels" not in out  # those of this machine
-    assert cli.main([*given, "--dry-run", "--plan-for", "2xrtx4090", "--set", "temporal.batch_size=2"]) == 0
+    two = ["--set", "spatial.batch_size=2", "--set", "temporal.batch_size=2"]
+    assert cli.main([*given, "--dry-run", "--plan-for", "2xrtx4090", *two]) == 0
     out = capsys.readouterr().out
     assert "on 2 x RTX 4090" in out and "shard true" in out
     assert cli.main([*given, "--dry-run", "--plan-for", "5xrtx4090"]) == 2

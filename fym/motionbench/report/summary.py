@@ -106,8 +106,14 @@ class Summary:
     rows: Mapping[str, Sequence[Row]] = field(repr=False)
 
 
-def summarise(folder: Path, *, against: str = "fym", split: str = "test") -> Summary:
-    """Raises UserError where there are no results of that split, or none of the method compared with."""
+def summarise(
+    folder: Path, *, against: str = "fym", split: str = "test", methods: Sequence[str] = ()
+) -> Summary:
+    """methods: only these and the control rows, on the cases that all of these have.
+
+    Raises UserError where there are no results of that split, or none of the method compared with or of one
+    of `methods`.
+    """
     results = Results(folder)
     every = {method: results.read(method) for method in results.methods()}
     if not any(every.values()):
@@ -129,6 +135,8 @@ def summarise(folder: Path, *, against: str = "fym", split: str = "test") -> Sum
             f"there are: {', '.join(rows)}",
             "Name one with --against",
         )
+    if methods:
+        rows = _common(rows, {against, *methods})
     rows[SHUFFLED] = [_shuffled(row) for row in rows[against]]
     groups = []
     for part in PARTS:
@@ -145,6 +153,20 @@ def main_score(group: Group, against: str) -> Score:
     """The first headline score that the method compared with has: with the true motion, if that is known."""
     scores = group.measured(headline=True)
     return next((s for s in scores if group.line(against).figures[s.name].cases), scores[0])
+
+
+def _common(rows: Mapping[str, Sequence[Row]], methods: Iterable[str]) -> dict[str, list[Row]]:
+    """The rows of `methods` and of the control rows, of the cases that all of `methods` have."""
+    methods = set(methods)
+    cases = [{row["case"] for row in rows.get(method, ())} for method in methods]
+    common = set[str].intersection(*cases)
+    if not common:
+        names = ", ".join(sorted(methods))
+        raise UserError(
+            f"No case has results of all of {names}", f"there are: {', '.join(rows)}", "Name others"
+        )
+    shown = methods.union(CONTROL_ROWS)
+    return {m: [row for row in found if row["case"] in common] for m, found in rows.items() if m in shown}
 
 
 def _shuffled(row: Row) -> Row:

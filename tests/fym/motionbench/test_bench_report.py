@@ -23,7 +23,7 @@ from fym.motionbench.report import tables
 from fym.motionbench.report.examples import chosen
 from fym.motionbench.report.page import page
 from fym.motionbench.report.scores import SCORES
-from fym.motionbench.report.summary import ABLATIONS, Summary, summarise
+from fym.motionbench.report.summary import ABLATIONS, CONTROL_ROWS, SHUFFLED, Summary, summarise
 from fym.motionbench.results import Results, Row
 from fym.motionbench.suite import cases
 from fym.video import write_clip
@@ -257,6 +257,21 @@ def test_what_cannot_be_reported_on_is_the_users_to_mend(tmp_path: Path) -> None
     with pytest.raises(UserError, match="--against"):
         summarise(tmp_path)
     assert summarise(tmp_path, against="lora").groups[0].line("lora").kind == "compared"
+
+
+def test_named_methods_are_reported_on_their_common_cases(tmp_path: Path) -> None:
+    """Control rows stay, on the same cases; other methods go."""
+    fill(tmp_path, {name: VALUES[name] for name in ("fym", "base", "no-motion-loss")})
+    fill(tmp_path, {"lora": VALUES["lora"]}, numbers=(1, 2, 5))
+    group = summarise(tmp_path, methods=["lora"]).groups[0]
+    assert {line.method for line in group.lines} == {"fym", "lora", *CONTROL_ROWS}
+    assert [group.line(name).cases for name in ("fym", "lora", "base", SHUFFLED)] == [3] * 4
+    only = fill(tmp_path / "only", {name: VALUES[name] for name in ("fym", "lora")}, numbers=(1, 2, 5))
+    ours, theirs = group.line("lora"), summarise(only).groups[0].line("lora")
+    assert ours.figures == theirs.figures and ours.complete
+    fill(tmp_path, {"two-stage": mixed}, numbers=(3,))
+    with pytest.raises(UserError, match="No case has results of all of fym, lora, two-stage"):
+        summarise(tmp_path, methods=["lora", "two-stage"])
 
 
 def test_every_ablation_is_a_method() -> None:
