@@ -226,7 +226,7 @@ class TemporalConfig(StageConfig):
     )
     camera_lowest_noise: float = option(
         0.0,
-        "stands there for lowest_noise: a moving ground is drawn at lower levels too",
+        "lowest_noise of such a motion: a moving ground is drawn at lower levels too",
         low=0,
         high=0.99,
     )
