@@ -15,6 +15,7 @@ from fym.families.loading import pick_device
 from fym.families.offload import saved_bytes, spread
 from fym.families.pipeline import PipelineFamily
 from fym.families.quantised import quantised_layers
+from fym.families.sharded import matrices
 from fym.families.skeleton import skeleton
 from fym.forecast import Job, Phase, forecast, vae_phases
 from fym.gpus import GPUS, Gpu
@@ -155,7 +156,7 @@ def sharded(fit: Fit, family: PipelineFamily) -> Fit:
     whole: the present one, and what is put together for it or fetched for the next."""
     processes = fit.target.processes
     blocks = [block for group in family.blocks() for block in group]
-    sizes = [sum(p.nbytes for p in block.parameters() if p.ndim == 2) for block in blocks]
+    sizes = [sum(p.nbytes for p in matrices(block)) for block in blocks]
     others = sum(sizes) * (processes - 1) // processes
     return _lighter(fit, max(0, others - 2 * max(sizes)), others, {"model.shard": "true"})
 

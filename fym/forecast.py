@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 import fym_kernels
 from fym.adapters import HeadLora
-from fym.bands import Band
 from fym.config import Config, StageConfig
 from fym.families.pipeline import PipelineFamily
 from fym.families.quantised import num_weights
@@ -29,6 +28,7 @@ from fym.positions import latent_frames, whole_clips
 from fym.ranks import Ranks
 from fym.runlog import STAGES
 from fym.shapes_only import LiveBytes, shapes_only
+from fym.stage import predict_share
 
 WHOLE = "temporal, all frames"
 FEW, MORE = 13, 17  # frames
@@ -188,7 +188,9 @@ def _stage(
 ) -> Phase:
     """A step of a stage on `batch` clips of so many latent frames, of which one process does its share."""
     latents = _latents(family, job, frames)
-    batch, band = _share(family, stage, batch, latents, processes)
+    last = Ranks(processes - 1, processes)  # none has more
+    mine, band = last.share(stage, batch, partial(family.band_axis, latents))
+    batch = mine.stop - mine.start
     acting = [adapters["spatial"]] if stage == "spatial" else list(adapters.values())
     trained = adapters[stage]
     for adapter in acting:
@@ -203,11 +205,7 @@ def _stage(
         noisy, timestep, text = _inputs(family, job, batch, frames)
         target, levels = torch.empty_like(noisy), torch.empty(batch)
         with family.attention(adapters=[(adapter, 1.0) for adapter in acting]) as control:
-            control.band = band
-            if band is None:
-                pred = family.predict(noisy, timestep, text)
-            else:
-                pred = band.whole(family.predict(band.of(noisy), timestep, text))
+            pred = predict_share(family, control, band, noisy, timestep, text)
             tuning_loss(pred, target, levels, motion_weight=weight).backward()
         del pred, states, copies
         for parameter in trained.parameters():
@@ -219,16 +217,6 @@ def _stage(
     parts = [family.transformer, *acting, *([family.pipeline.vae] if encodes_later(config.temporal) else [])]
     flops = batch * _step_flops(family, math.prod(family.grid(latents)))
     return _count(name or stage, step, parts, flops / (band.count if band else 1), passes)
-
-
-def _share(
-    family: PipelineFamily, stage: str, samples: int, latents: Tensor, processes: int
-) -> tuple[int, Band | None]:
-    """How many samples of a step one process works on, at most, and the band of them where they are split."""
-    axis = partial(family.band_axis, latents)
-    bands = Ranks(0, processes).bands(stage, samples, axis)
-    along = axis(bands) if bands > 1 else None
-    return -(-samples * bands // processes), None if along is None else Band(along, 0, bands, None)
 
 
 def _sampling(family: PipelineFamily, config: Config, job: Job, host: bool) -> Phase:

@@ -34,8 +34,9 @@ Axis = Callable[[int], int | None]
 class Ranks:
     """This process's number, 0 ... size - 1, among the `size` processes of the run.
 
-    store: torch's, common to all; patient: a group that waits longer. Every method that exchanges something
-    must be called by all processes, and raises UserError where one is gone.
+    store: torch's, common to all, None where they are only planned for; patient: a group that waits longer.
+    Every method that exchanges something must be called by all processes, and raises UserError where one is
+    gone.
     """
 
     rank: int = 0
@@ -72,7 +73,8 @@ class Ranks:
         along = axis(bands) if bands > 1 else None
         if along is None:
             return mine, None
-        return mine, Band(along, self.rank % bands, bands, _team(bands))
+        group = None if self.store is None else _team(bands)
+        return mine, Band(along, self.rank % bands, bands, group)
 
     def sum(self, figures: Sequence[float]) -> list[float]:
         """Numbers added up over the processes."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fym import memory
 from fym.adapters import AdapterStack
+from fym.bands import Band
 from fym.checkpoint import load_checkpoint, save_checkpoint
 from fym.config import StageConfig, TuneConfig
 from fym.console import Console
@@ -137,6 +138,21 @@ def rate_factor(step: int, steps: int, decay: float) -> float:
     return min(1.0, (steps - step + 1) / (decay * steps)) if decay else 1.0
 
 
+def predict_share(
+    family: Family,
+    control: AttentionControl,
+    band: Band | None,
+    noisy: Tensor,
+    timestep: Tensor,
+    text: Tensor,
+) -> Tensor:
+    """The prediction for noisy latents (B,C,F',h,w), of which this process computes `band`, if any."""
+    control.band = band
+    if band is None:
+        return family.predict(noisy, timestep, text)
+    return band.whole(family.predict(band.of(noisy), timestep, text))
+
+
 def _backward(
     family: Family,
     stage: Stage,
@@ -161,11 +177,7 @@ def _backward(
     latents, noise, sigma = latents[mine], noise[mine].to(latents.device), sigma[mine].to(latents.device)
     noisy, target = schedule.add_noise(latents, noise, sigma), schedule.target(latents, noise, sigma)
     weight = schedule.weight(sigma, stage.tune.weighting)
-    control.band, timestep = band, schedule.timestep(sigma)
-    if band is None:
-        pred = family.predict(noisy, timestep, sample.text)
-    else:
-        pred = band.whole(family.predict(band.of(noisy), timestep, sample.text))
+    pred = predict_share(family, control, band, noisy, schedule.timestep(sigma), sample.text)
     loss = tuning_loss(pred, target, weight, motion_weight=stage.motion_weight, anchor=anchor)
     if part != 1:
         loss = loss * part

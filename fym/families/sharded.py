@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn import Parameter
 
 from fym.bands import answered
 
@@ -24,11 +25,16 @@ def shard(transformer: Any, blocks: Iterable[Any], mesh: DeviceMesh) -> None:
     """Shares out the matrices of `blocks`, which are the transformer's, among the processes of `mesh`; the
     rest (norms, biases) stays whole in each. All processes must call it."""
     for block in blocks:
-        fully_shard(block, mesh=mesh, ignored_params={p for p in block.parameters() if p.ndim != 2})
+        fully_shard(block, mesh=mesh, ignored_params=set(block.parameters()).difference(matrices(block)))
     # It has no weights of its own; as the common root it fetches those of the next block in time.
     rest = {p for p in transformer.parameters() if not isinstance(p, DTensor)}
     fully_shard(transformer, mesh=mesh, ignored_params=rest)
     warnings.filterwarnings("ignore", ".*returned a view tensor")  # nobody changes one in place
+
+
+def matrices(block: Any) -> list[Parameter]:
+    """What of a block is shared out."""
+    return [p for p in block.parameters() if p.ndim == 2]
 
 
 def kind_of(module: Any) -> type:

@@ -133,8 +133,7 @@ def test_a_moving_camera_is_learned_at_lower_noise_levels_in_one_look(motion, ca
     found = for_what_moves(preset, clips)
     assert (found != preset) == camera
     if camera:
-        assert found.temporal.lowest_noise == preset.temporal.camera_lowest_noise > 0
-        assert found.spatial.looks == 1
+        assert (found.temporal.lowest_noise, found.spatial.looks) == (0.35, 1)
         assert found.generate.guidance_scale == preset.temporal.camera_guidance > 0
         asked = replace(preset, generate=replace(preset.generate, guidance_scale=6.0))
         assert for_what_moves(asked, clips).generate.guidance_scale == 6.0
