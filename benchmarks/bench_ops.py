@@ -16,6 +16,7 @@ ALL = {
     "gated_residual": lambda o: cases.gated_residual(
         o.width, o.grid(shapes.OPS), o.dtype, with_compile=o.with_compile
     ),
+    "gelu": lambda o: cases.gelu(o.width, o.grid(shapes.OPS), o.dtype, with_compile=o.with_compile),
     "motion_loss": lambda o: cases.motion_loss(o.grid(shapes.CLIP_480), 4, with_compile=o.with_compile),
     "lora_qkv_r16": lambda o: cases.lora_qkv(
         o.width, o.grid(shapes.OPS), o.dtype, 16, with_compile=o.with_compile

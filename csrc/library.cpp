@@ -20,6 +20,8 @@ int64_t limit_cpu_isa(int64_t most) {
 STABLE_TORCH_LIBRARY(fym_kernels, library) {
   library.def("cpu_isa() -> int");
   library.def("limit_cpu_isa(int most) -> int");
+  library.def("gelu(Tensor x) -> Tensor");
+  library.def("gelu_backward(Tensor grad, Tensor x) -> Tensor");
   library.def("gated_residual(Tensor x, Tensor y, Tensor gate) -> Tensor");
   library.def(
       "gated_residual_backward(Tensor grad, Tensor y, Tensor gate, bool want_y, bool want_gate)"

@@ -7,6 +7,7 @@ H*D, r rank.
 from fym_kernels import reference
 from fym_kernels.backend import BACKENDS, BackendError, explain, use_backend
 from fym_kernels.ops.gated_residual import gated_residual
+from fym_kernels.ops.gelu import gelu
 from fym_kernels.ops.head_attention import head_attention
 from fym_kernels.ops.head_scores import HeadScores, head_scores
 from fym_kernels.ops.lora_linear import lora_linear
@@ -21,6 +22,7 @@ __all__ = [
     "HeadScores",
     "explain",
     "gated_residual",
+    "gelu",
     "head_attention",
     "head_scores",
     "lora_linear",

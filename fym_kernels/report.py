@@ -97,6 +97,8 @@ def work(shape: Shape, rank: int = 16) -> list[Work]:
     return [
         Work("gated_residual forward", 3 * row, 2.0 * tokens * width),
         Work("gated_residual backward", 3 * row, 3.0 * tokens * width),
+        Work("gelu forward, 4 d columns", 8 * row, 48.0 * tokens * width),
+        Work("gelu backward, 4 d columns", 12 * row, 80.0 * tokens * width),
         Work("modulated_norm forward", 2 * row, 8.0 * tokens * width),
         Work("modulated_norm backward (x)", 3 * row, 12.0 * tokens * width),
         Work("qk_norm_rope forward", 4 * row, 20.0 * tokens * width),

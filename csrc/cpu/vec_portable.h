@@ -90,6 +90,11 @@ inline Vec operator*(Vec a, Vec b) {
   return a;
 }
 
+inline Vec operator/(Vec a, Vec b) {
+  for (int64_t i = 0; i < Vec::width; ++i) a.lane[i] /= b.lane[i];
+  return a;
+}
+
 inline Vec fma(Vec a, Vec b, Vec c) {
   for (int64_t i = 0; i < Vec::width; ++i) c.lane[i] += a.lane[i] * b.lane[i];
   return c;
@@ -127,6 +132,11 @@ inline void store_pairs(Pairs v, T* p) {
 // NaN if b is.
 inline Vec max(Vec a, Vec b) {
   for (int64_t i = 0; i < Vec::width; ++i) a.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
+  return a;
+}
+
+inline Vec min(Vec a, Vec b) {
+  for (int64_t i = 0; i < Vec::width; ++i) a.lane[i] = a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i];
   return a;
 }
 

@@ -199,6 +199,23 @@ def gated_residual(width: Width, grid: Grid, dtype: torch.dtype, *, with_compile
     )
 
 
+def gelu(width: Width, grid: Grid, dtype: torch.dtype, *, with_compile: bool = True) -> Case:
+    """Of the feed-forward network's hidden layer. Forward 2 N, backward 3 N (gradient and input in)."""
+    length = tokens(grid)
+    x = _random(1, length, width.ffn_dim, dtype=dtype, grad=True)
+    grad = _random(*x.shape, dtype=dtype)
+    return _case(
+        "gelu",
+        length,
+        lambda: fym_kernels.gelu(x),
+        naive.gelu,
+        (x,),
+        with_compile,
+        {"leaves": (x,), "grads": (grad,)},
+        **_copy_floor(2, 3, (x,), (grad,)),
+    )
+
+
 def motion_loss(grid: Grid, batch: int, *, with_compile: bool = True) -> Case:
     """Of a batch of float32 latent clips. Forward 2 N, backward 3 N (both in, gradient out)."""
     frames, rows, columns = grid

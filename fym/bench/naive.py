@@ -68,6 +68,11 @@ def gated_residual(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     return (x.float() + y.float() * gate).type_as(x)
 
 
+def gelu(x: Tensor) -> Tensor:
+    """What diffusers' GELU does after its projection."""
+    return F.gelu(x, approximate="tanh")
+
+
 def motion_loss(pred: Tensor, target: Tensor, weight: Tensor, motion_weight: float) -> Tensor:
     """Weighted MSE plus 1 - cos of signed frame differences; pred, target (B,C,F',h,w), weight (B,)."""
     flow = (weight * (pred - target).square().flatten(1).mean(1)).mean()

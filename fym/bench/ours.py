@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import fym_kernels
 from fym.adapters import AdapterStack, HeadLora
 from fym.bench.naive import stock_block
 from fym.bench.shapes import Grid, Width
+from fym.families.activations import approximated
 from fym.families.base import AttentionControl, Family
 from fym.families.wan_block import WanBlockForward, WanSelfAttention
 from fym.losses import tuning_loss as fym_loss
@@ -61,6 +63,8 @@ def fuse(block: Any, layer: int, control: AttentionControl, width: Width, recomp
     processor = WanSelfAttention(layer, control, width.axes_dim, attention.processor, attention)
     attention.set_processor(processor)
     block.forward = WanBlockForward(block, recompute_ffn=recompute_ffn)
+    for module, method in approximated(block):
+        setattr(module, method, fym_kernels.gelu)
 
 
 def install(

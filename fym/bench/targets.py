@@ -91,6 +91,7 @@ def elementwise(options: Options) -> list[Row]:
     made = (
         lambda: cases.modulated_norm(options.width, grid, options.dtype, with_compile=with_compile),
         lambda: cases.gated_residual(options.width, grid, options.dtype, with_compile=with_compile),
+        lambda: cases.gelu(options.width, grid, options.dtype, with_compile=with_compile),
         lambda: cases.motion_loss(options.grid(shapes.CLIP_480), CLIPS, with_compile=with_compile),
     )
     rows = []

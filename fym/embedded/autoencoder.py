@@ -15,6 +15,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+import fym_kernels
+
 PATCH, STRIDE = 8, 4  # pixels in space, frames in time
 LOG_VARIANCE = -6.0  # of the posterior, constant
 
@@ -33,7 +35,7 @@ class ConvBlock(nn.Module):
 
     def forward(self, x_NHWC: Tensor) -> Tensor:
         mixed = self.mix(x_NHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return x_NHWC + self.down(nn.functional.gelu(self.up(self.norm(mixed)), approximate="tanh"))
+        return x_NHWC + self.down(fym_kernels.gelu(self.up(self.norm(mixed))))
 
 
 class PatchAutoencoder(ModelMixin, ConfigMixin):

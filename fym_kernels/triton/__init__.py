@@ -13,6 +13,7 @@ OPS = (
     "qk_norm_rope",
     "modulated_norm",
     "gated_residual",
+    "gelu",
     "lora_qkv",
     "lora_linear",
     "head_attention",

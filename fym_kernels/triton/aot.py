@@ -28,7 +28,7 @@ from fym_kernels.triton.common import INTERPRETED, Call, recording
 ARCHITECTURES = (80, 90, 100)
 # bytes of shared memory one block may ask for: 163 KiB, then 227 KiB
 SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448}
-MEMORY_BOUND = ("gated_residual", "modulated_norm", "qk_norm_rope", "motion_loss")
+MEMORY_BOUND = ("gated_residual", "gelu", "modulated_norm", "qk_norm_rope", "motion_loss")
 # kernels over a few KB, or one number a row: the width of their loads does not matter
 SMALL = ("_finish_kernel", "_sum_partials_kernel")
 

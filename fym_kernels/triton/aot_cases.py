@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fym_kernels.triton import (
     gated_residual,
+    gelu,
     head_attention,
     head_scores,
     lora_linear,
@@ -94,6 +95,12 @@ def _gated_residual(model: Model, dtype: torch.dtype) -> None:
     gated_residual.backward(x, x, gate, True, True)
 
 
+def _gelu(model: Model, dtype: torch.dtype) -> None:
+    x = _empty(1, model.tokens, 4 * model.width, dtype=dtype)
+    gelu.forward(x)
+    gelu.backward(x, x)
+
+
 def _modulated_norm(model: Model, dtype: torch.dtype) -> None:
     x, scale = _tokens(model, dtype), _empty(1, model.width, dtype=torch.float32)
     _, mean, rstd = modulated_norm.forward(x, scale, scale, 1e-6)
@@ -167,6 +174,7 @@ def _head_attention(model: Model, dtype: torch.dtype) -> None:
 
 RUNNERS: dict[str, Callable[[Model, torch.dtype], None]] = {
     "gated_residual": _gated_residual,
+    "gelu": _gelu,
     "modulated_norm": _modulated_norm,
     "qk_norm_rope": _qk_norm_rope,
     "motion_loss": _motion_loss,

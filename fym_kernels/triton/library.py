@@ -28,6 +28,8 @@ SCHEMAS = {
     "gated_residual_backward": (
         "(Tensor grad, Tensor y, Tensor gate, bool want_y, bool want_gate) -> (Tensor, Tensor)"
     ),
+    "gelu": "(Tensor x) -> Tensor",
+    "gelu_backward": "(Tensor grad, Tensor x) -> Tensor",
     "modulated_norm": "(Tensor x, Tensor scale, Tensor shift, float eps) -> (Tensor, Tensor, Tensor)",
     "modulated_norm_backward": (
         "(Tensor grad, Tensor x, Tensor scale, Tensor mean, Tensor rstd, bool shift_per_token, bool want_x,"

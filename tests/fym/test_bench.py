@@ -26,6 +26,7 @@ FLOAT32 = torch.float32
         lambda: cases.qk_norm_rope(shapes.SMALL, GRID, FLOAT32, with_compile=False),
         lambda: cases.modulated_norm(shapes.SMALL, GRID, FLOAT32, with_compile=False),
         lambda: cases.gated_residual(shapes.SMALL, GRID, FLOAT32, with_compile=False),
+        lambda: cases.gelu(shapes.SMALL, GRID, FLOAT32, with_compile=False),
         lambda: cases.motion_loss(GRID, 2, with_compile=False),
     ],
 )

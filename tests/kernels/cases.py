@@ -28,7 +28,7 @@ class _Random:
         self.generator = torch.Generator().manual_seed(seed)
 
     def fixed(self, *shape: int, dtype: torch.dtype, size: float = 1.0) -> Tensor:
-        return (size * torch.randn(*shape, dtype=torch.float64, generator=self.generator)).to(dtype)
+        return (size * torch.randn(shape, dtype=torch.float64, generator=self.generator)).to(dtype)
 
     def leaf(self, *shape: int, dtype: torch.dtype, size: float = 1.0, offset: float = 0.0) -> Tensor:
         return (self.fixed(*shape, dtype=torch.float64, size=size) + offset).to(dtype).requires_grad_()
@@ -92,6 +92,10 @@ def gated_residual(
     x, y = (random.leaf(*shape, dtype=dtype) for _ in range(2))
     gate_shape = shape if per_token else (shape[0], shape[2])
     return Inputs((x, y, random.leaf(*gate_shape, dtype=parameter_dtype(dtype))), {})
+
+
+def gelu(dtype: torch.dtype, *, shape: tuple[int, ...], size: float = 3.0, seed: int = 0) -> Inputs:
+    return Inputs((_Random(seed).leaf(*shape, dtype=dtype, size=size),), {})
 
 
 def motion_loss(
@@ -200,6 +204,7 @@ MAKERS: dict[str, Callable[..., Inputs]] = {
     "qk_norm_rope": qk_norm_rope,
     "modulated_norm": modulated_norm,
     "gated_residual": gated_residual,
+    "gelu": gelu,
     "motion_loss": motion_loss,
     "lora_qkv": lora_qkv,
     "lora_linear": lora_linear,
@@ -247,6 +252,12 @@ _CASES: dict[str, dict[str, dict[str, Any]]] = {
         "per token": {"shape": (1, 5, 37), "per_token": True},
         "many tokens": {"shape": (1, 40, 8)},
         "one": {"shape": (1, 1, 1)},
+    },
+    "gelu": {
+        "tokens": {"shape": (2, 13, 24)},
+        "several blocks": {"shape": (5, 999)},
+        "far from zero": {"shape": (700,), "size": 30.0},
+        "one": {"shape": ()},
     },
     "motion_loss": {
         "weighted": {"shape": (2, 2, 5, 3, 7), "weighted": True, "motion_weight": 0.7},

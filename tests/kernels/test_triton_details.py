@@ -73,6 +73,7 @@ def test_empty(shape: tuple[int, int, int]) -> None:
     for out in (
         fym_kernels.modulated_norm(x, modulation, modulation, backend="triton"),
         fym_kernels.gated_residual(x, x, modulation, backend="triton"),
+        fym_kernels.gelu(x, backend="triton"),
         fym_kernels.lora_linear(
             x, torch.ones(5, 8), None, torch.ones(2, 8), torch.ones(5, 2), scale=1.0, backend="triton"
         ),

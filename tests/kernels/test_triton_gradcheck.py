@@ -22,6 +22,7 @@ SMALL = {
     "qk_norm_rope": {"grid": (2, 1, 1), "heads": 3, "axes_dim": (2, 2, 0)},
     "modulated_norm": {"shape": (1, 2, 6)},
     "gated_residual": {"shape": (1, 3, 4)},
+    "gelu": {"shape": (3, 5)},
     "motion_loss": {"shape": (1, 1, 3, 1, 4), "motion_weight": 0.7},
     "lora_qkv": {"heads": 2, "head_dim": 4, "active": (1,), "rank": 2, "tokens": 2, "d_in": 5},
     "lora_linear": {"heads": 2, "head_dim": 4, "active": (0,), "rank": 2, "side": "in", "tokens": 2},

@@ -32,6 +32,7 @@ def test_far_samples_give_the_same_bits_as_near_ones(storage: Tensor) -> None:
     factors = torch.ones(3, 8), torch.ones(8, 3)
     runs = (
         (flat, lambda x: fym_kernels.gated_residual(x, x, gate)),
+        (flat, fym_kernels.gelu),
         (flat, lambda x: fym_kernels.modulated_norm(x, gate, gate)),
         (flat, lambda x: fym_kernels.lora_linear(x, square, None, *factors, scale=1.0)),
         (heads, lambda x: fym_kernels.qk_norm_rope(x, x, None, None, positions, axes_dim=(4, 2, 2))[0]),

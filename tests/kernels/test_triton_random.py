@@ -69,6 +69,13 @@ STRATEGIES: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "seed": SEED,
         }
     ),
+    "gelu": st.fixed_dictionaries(
+        {
+            "shape": st.lists(st.integers(0, 20), max_size=3).map(tuple),
+            "size": st.sampled_from((0.1, 3.0, 30.0)),
+            "seed": SEED,
+        }
+    ),
     "motion_loss": st.fixed_dictionaries(
         {
             "shape": st.tuples(BATCH, SIZE, st.integers(1, 18), SIZE, st.integers(1, 9)),

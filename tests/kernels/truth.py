@@ -124,6 +124,15 @@ def gated(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     return out
 
 
+def gelu(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def gelu_gradient(x: Tensor, grad: Tensor) -> Tensor:
+    u, slope = (math.sqrt(2 / math.pi) * v for v in (x + 0.044715 * x**3, 1 + 3 * 0.044715 * x**2))
+    return grad * (0.5 * (1 + torch.tanh(u)) + 0.5 * x * slope * (1 - torch.tanh(u) ** 2))
+
+
 def spread_rows(b: Tensor, heads: Tensor, head_dim: int, width: int) -> Tensor:
     """Compact rows (len(heads)*head_dim, r) in a (width, r) matrix with zeros for the other heads."""
     full = b.new_zeros(width, b.shape[1])
