@@ -22,7 +22,8 @@ from typing import Any
 import fym_kernels
 from fym.bench import two_stage
 from fym.bench.run import machine
-from fym.config import Config, load_config
+from fym.config import Config
+from fym.config_file import load_config
 from fym.console import QuietConsole
 from fym.demo.job import TUNING
 from fym.embedded.checker import read_clip, velocity_cosine

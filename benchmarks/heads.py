@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fym.config import HeadsConfig, load_config
+from fym.config import HeadsConfig
+from fym.config_file import load_config
 from fym.families import Family, load_family
 from fym.files import write_file
 from fym.heads import classify, judge

@@ -18,7 +18,8 @@ from typing import Any
 
 from benchmarks.damage import CUT_OFF, damaged
 from benchmarks.damage import KINDS as DAMAGE
-from fym.config import OPTIONS, default_config, to_toml
+from fym.config import OPTIONS
+from fym.config_file import default_config, to_toml
 from fym.embedded import scenes
 from fym.video import write_clip
 

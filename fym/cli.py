@@ -24,7 +24,7 @@ from fym import __version__, stopping
 from fym.bench.cli import bench
 from fym.cli_convert import convert
 from fym.cli_fields import FieldArgument, FieldOption, read_config, with_fields
-from fym.config import to_toml
+from fym.config_file import to_toml
 from fym.console import Console, QuietConsole, duration
 from fym.errors import UserError
 from fym.files import write_file

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
-from fym.config import OPTIONS, Config, load_config
+from fym.config import OPTIONS, Config
+from fym.config_file import load_config
 from fym.options import KIND
 from fym.presets import PRESETS
 

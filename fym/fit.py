@@ -238,6 +238,8 @@ def fitting(
     family: PipelineFamily, config: Config, clips: Sequence[Clip], gpu: Gpu | None, processes: int
 ) -> list[Table]:
     """What the run would take as configured, what fits, and how to ask for it."""
+    if config.model.shard and processes > 1:
+        family.check_shardable()
     where = target(gpu, config.model.device, processes)
     frames, height, width = max(tuple(clip.frames.shape[:3]) for clip in clips)
     found = ways(family, config, (frames, height, width), where)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fym.adapters import HeadLora
 from fym.checkpoint import Checkpoint, load_checkpoint
-from fym.config import OPTIONS, Config, StageConfig, TuneConfig, load_config
+from fym.config import OPTIONS, Config, StageConfig, TuneConfig
+from fym.config_file import load_config
 from fym.errors import UserError
 from fym.families import Family
 from fym.heads import HeadMap

@@ -20,7 +20,8 @@ import torch
 
 from fym.checkpoint import keep_newest, load_checkpoint, save_checkpoint
 from fym.checks import run_directory
-from fym.config import Config, to_toml
+from fym.config import Config
+from fym.config_file import to_toml
 from fym.console import Console
 from fym.draws import clip_draw, frame_draw, one_of
 from fym.environment import record

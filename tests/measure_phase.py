@@ -22,7 +22,8 @@ import torch
 
 from fym import memory
 from fym.adapters import HeadLora
-from fym.config import Config, load_config
+from fym.config import Config
+from fym.config_file import load_config
 from fym.console import Console
 from fym.families import Family, load_family
 from fym.heads import classify

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fym import tune
-from fym.config import Config, load_config
+from fym.config import Config
+from fym.config_file import load_config
 from fym.console import Console, duration
 from fym.embedded import scenes
 from fym.embedded.checker import read_clip as read_object

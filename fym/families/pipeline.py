@@ -141,13 +141,17 @@ class PipelineFamily(Family):
         """Whether the weights can be shared out among processes."""
         return getattr(self.pipeline, "transformer_2", None) is None
 
-    def shard(self, mesh: DeviceMesh) -> None:
+    def check_shardable(self) -> None:
+        """UserError unless the weights can be shared out among processes."""
         if not self.shardable:
             raise UserError(
                 f"The weights of {self.model_id} cannot be shared out",
                 "it is two transformers, which take turns on the device",
                 "Leave model.shard at false",
             )
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        self.check_shardable()
         shard(self.transformer, [block for group in self.blocks() for block in group], mesh)
         self.sharded = True
 

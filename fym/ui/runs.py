@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fym import checks
-from fym.config import Config, load_config, to_toml
+from fym.config import Config
+from fym.config_file import load_config, to_toml
 from fym.errors import UserError
 from fym.files import write_file
 from fym.ui import jobs

@@ -17,7 +17,7 @@ import torch
 
 from fym import advice, cli, files
 from fym.checkpoint import load_checkpoint
-from fym.config import load_config
+from fym.config_file import load_config
 from fym.errors import UserError
 from fym.runlog import StepLog
 from fym.video import write_clip

@@ -11,7 +11,7 @@ import torch
 
 import fym_kernels
 from fym import tune
-from fym.config import load_config
+from fym.config_file import load_config
 from fym.console import QuietConsole
 from fym.embedded.scenes import FPS, render, unseen_scene
 from fym.video import write_clip

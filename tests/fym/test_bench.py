@@ -9,7 +9,7 @@ from fym.bench import cases, computed, measure, naive, ours, run, shapes, tuning
 from fym.bench.table import Goal, Row, markdown, row_of
 from fym.bench.targets import GROUPS, Options
 from fym.cli import main
-from fym.config import load_config
+from fym.config_file import load_config
 from fym.families import load_family
 from fym.material import Material, read_references
 from fym.video import write_clip

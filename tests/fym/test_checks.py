@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fym.checks import plan_generation, run_directory
-from fym.config import default_config, load_config, to_toml
+from fym.config_file import default_config, load_config, to_toml
 from fym.errors import UserError
 
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from fym import cli
-from fym.config import OPTIONS, default_config, load_config
+from fym.config import OPTIONS
+from fym.config_file import default_config, load_config
 from fym.errors import UserError
 from fym.options import tomllib
 from fym.video import read_clip, write_clip

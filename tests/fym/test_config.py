@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fym.config import OPTIONS, Config, default_config, load_config, to_toml
+from fym.config import OPTIONS, Config
+from fym.config_file import default_config, load_config, to_toml
 from fym.errors import UserError
 from fym.options import closest, get, options_of, tomllib
 from fym.presets import PRESETS, resolve_preset

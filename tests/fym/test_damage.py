@@ -15,7 +15,7 @@ import pytest
 from test_video import numbered, write_video
 
 from benchmarks.damage import CUT_OFF, KINDS, damaged
-from fym.config import default_config, load_config, to_toml
+from fym.config_file import default_config, load_config, to_toml
 from fym.errors import UserError
 from fym.video import encode_gif, read_clip
 

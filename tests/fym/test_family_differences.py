@@ -8,7 +8,7 @@ import torch
 from tiny_pipelines import FRAMES, HEIGHT, WIDTH
 
 from fym.adapters import HeadLora
-from fym.config import load_config
+from fym.config_file import load_config
 from fym.errors import UserError
 from fym.families import load_family
 from fym.families.base import AttentionControl

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fym import cli, fit
-from fym.config import default_config, load_config
+from fym.config_file import default_config, load_config
 from fym.errors import UserError
 from fym.families import load_family
 from fym.families.skeleton import skeleton

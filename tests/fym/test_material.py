@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fym.config import ClipConfig, TemporalConfig, default_config
+from fym.config import ClipConfig, TemporalConfig
+from fym.config_file import default_config
 from fym.embedded.scenes import render, unseen_scene
 from fym.errors import UserError
 from fym.material import Material, SparseClip, for_what_moves, read_references, recolour

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fym import cli
 from fym.adapters import HeadLora
-from fym.config import load_config
+from fym.config_file import load_config
 from fym.families import load_family
 from fym.families.offload import saved_bytes, spread
 from fym.families.quantised import num_weights

@@ -19,11 +19,12 @@ from benchmarks.faults import contents
 from fym import cli, stage, tune
 from fym.bands import Band
 from fym.checkpoint import load_checkpoint
-from fym.config import load_config, to_toml
+from fym.config_file import load_config, to_toml
 from fym.console import QuietConsole
 from fym.errors import UserError
 from fym.families import load_family
 from fym.families.base import AttentionControl
+from fym.fit import fitting
 from fym.ranks import ALONE, Ranks, check_device
 
 STEPS = 3  # of each stage
@@ -33,7 +34,7 @@ from pathlib import Path
 import torch
 from fym import tune
 from fym.adapters import HeadLora
-from fym.config import load_config
+from fym.config_file import load_config
 from fym.console import QuietConsole
 from fym.families import load_family
 from fym.ranks import launched, leave
@@ -242,8 +243,12 @@ def test_weights_that_are_shared_out_change_nothing(runs):
 
 def test_what_cannot_be_shared_out_is_refused(tiny_model, configure):
     family = load_family(str(tiny_model("wan-2.2-14b")), device="cpu")
-    with pytest.raises(UserError, match=r"cannot be shared out: it is two transformers.*model\.shard"):
-        family.shard(None)
+    for refused in (
+        lambda: family.shard(None),
+        lambda: fitting(family, configure(model__shard=True), [], None, 2),  # the plan says so already
+    ):
+        with pytest.raises(UserError, match=r"cannot be shared out: it is two transformers.*model\.shard"):
+            refused()
     with pytest.raises(UserError, match=r"model\.shard = true: quantised or"):
         configure(model__shard=True, model__quantise="int8")
 

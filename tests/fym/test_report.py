@@ -14,7 +14,7 @@ import pytest
 import torch
 from pages import CHROMIUM, Page, assert_self_contained, browse
 
-from fym.config import default_config, to_toml
+from fym.config_file import default_config, to_toml
 from fym.errors import UserError
 from fym.heads import HeadMap
 from fym.report import write_index, write_report

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fym.config import load_config
+from fym.config_file import load_config
 from fym.errors import UserError
 from fym.runlog import StepLog
 from fym.trackers import TensorBoard, check_tracker, open_tracker

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from fym import tune
 from fym.checkpoint import load_checkpoint
-from fym.config import load_config
+from fym.config_file import load_config
 from fym.console import QuietConsole
 from fym.environment import deterministic
 from fym.errors import UserError
@@ -226,7 +226,7 @@ def test_random_data_resumes_bit_for_bit_too(options, configure, planted, tmp_pa
 def test_killed_at_any_moment_it_resumes_to_the_same_result(uninterrupted, configure, tmp_path):
     """SIGKILL while it trains, a checkpoint at every step; the last one loads and leads to the same end."""
     config = configure(tune__checkpoint_every=1)
-    from fym.config import to_toml
+    from fym.config_file import to_toml
 
     (tmp_path / "config.toml").write_text(to_toml(config))
     script = tmp_path / "train.py"

@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fym.config import OPTIONS, Config, GenerateConfig, load_config
+from fym.config import OPTIONS, Config, GenerateConfig
+from fym.config_file import load_config
 from fym.console import QuietConsole
 from fym.files import write_file
 from fym.generate import one_clip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tomllib
 
-from fym.config import load_config
+from fym.config_file import load_config
 from fym.errors import UserError
 from fym.motionbench.methods import CONTROLS, METHODS, Model, find_method
 from fym.motionbench.methods.tuned import PLAIN_STEPS, TunedMethod
