@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_video import numbered, write_video
+from recordings import numbered, write_video
 
 from benchmarks.damage import CUT_OFF, KINDS, damaged
 from fym.config_file import default_config, load_config, to_toml
