@@ -225,6 +225,17 @@ class TemporalConfig(StageConfig):
         -1.0,
         "guidance scale of clips made with a motion tuned so, kept in the motion file; below 0 = the model's",
     )
+    person_lowest_noise: float = option(
+        -1.0,
+        "lowest_noise of the motion of a person, whom the caption names: limbs are drawn at lower levels "
+        "than an object's path; below 0 = as for an object",
+        low=-1,
+        high=0.99,
+    )
+    person_guidance: float = option(
+        -1.0,
+        "guidance scale of clips made with a motion tuned so, kept in the motion file; below 0 = the model's",
+    )
     debias: bool = option(False, "add the appearance-debiased term to the loss")
 
     @property

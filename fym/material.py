@@ -6,6 +6,7 @@ F pixel frames, F' latent frames, C,h,w latent channels and size. Everything enc
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -23,6 +24,7 @@ from fym.tracks import moving_share
 from fym.video import Clip, read_clip
 
 RANDOM_PICKING = ("phase", "groups")
+PERSON = re.compile(r"\b(person|people|(wo)?m[ae]n|boys?|girls?|child(ren)?|dancers?)\b", re.IGNORECASE)
 
 
 def read_references(config: ClipConfig, family: Family) -> list[Clip]:
@@ -66,24 +68,30 @@ def recolour(frames: Tensor, palette: int) -> Tensor:
 
 
 def for_what_moves(config: Config, clips: Sequence[Clip]) -> Config:
-    """The configuration as it is for references of moving objects, or that for a moving camera.
+    """The configuration as it is for references of moving objects, or that for a moving camera or a person.
 
-    See `temporal.camera_share` and docs/method-choices.md.
+    See `temporal.camera_share`, `temporal.person_lowest_noise` and docs/method-choices.md.
     """
-    if config.temporal.camera_share >= 1:  # then nothing need be tracked
+    temporal, spatial = config.temporal, config.spatial
+    if _camera_moves(temporal, clips):
+        lowest, guidance = temporal.camera_lowest_noise, temporal.camera_guidance
+        spatial = replace(spatial, looks=1)
+    elif temporal.person_lowest_noise >= 0 and any(map(PERSON.search, config.clip.captions)):
+        lowest, guidance = temporal.person_lowest_noise, temporal.person_guidance
+    else:
         return config
-    share = sum(moving_share(clip.frames) for clip in clips) / len(clips)
-    if share <= config.temporal.camera_share:
-        return config
-    guidance = config.generate.guidance_scale
+    generate = config.generate
+    if generate.guidance_scale < 0:
+        generate = replace(generate, guidance_scale=guidance)
     return replace(
-        config,
-        temporal=replace(config.temporal, lowest_noise=config.temporal.camera_lowest_noise),
-        spatial=replace(config.spatial, looks=1),
-        generate=replace(
-            config.generate, guidance_scale=config.temporal.camera_guidance if guidance < 0 else guidance
-        ),
+        config, temporal=replace(temporal, lowest_noise=lowest), spatial=spatial, generate=generate
     )
+
+
+def _camera_moves(config: TemporalConfig, clips: Sequence[Clip]) -> bool:
+    if config.camera_share >= 1:  # then nothing need be tracked
+        return False
+    return sum(moving_share(clip.frames) for clip in clips) > config.camera_share * len(clips)
 
 
 def encodes_later(config: TemporalConfig) -> bool:

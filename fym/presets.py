@@ -32,6 +32,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "temporal.camera_share": 0.67,
         "temporal.camera_lowest_noise": 0.35,
         "temporal.camera_guidance": 2.5,
+        "temporal.person_lowest_noise": 0.2,
+        "temporal.person_guidance": 2.0,
         "tune.optimizer": "muon",
         "tune.weighting": "none",
         "tune.decay": 0.4,

@@ -140,3 +140,26 @@ def test_a_moving_camera_is_learned_at_lower_noise_levels_in_one_look(motion, ca
         assert for_what_moves(asked, clips).generate.guidance_scale == 6.0
     always = replace(preset, temporal=TemporalConfig(lowest_noise=0.3))
     assert for_what_moves(always, clips) == always
+
+
+@pytest.mark.parametrize(
+    ("captions", "person"),
+    [
+        (["a blue person on a white background"], True),
+        (["a dog", "Two WOMEN dance"], True),
+        (["a manor on a human-sized hill"], False),
+        (["a red circle on a grey background"], False),
+    ],
+)
+def test_a_person_whom_the_caption_names_is_learned_at_lower_noise_levels(captions, person):
+    preset = default_config()
+    config = replace(preset, clip=replace(preset.clip, path=["x"] * len(captions), prompt=captions))
+    clips = [Clip(render(unseen_scene("square lap")), 8.0, "clip", "")] * len(captions)
+    found = for_what_moves(config, clips)
+    assert (found != config) == person
+    if person:
+        assert found.temporal.lowest_noise == preset.temporal.person_lowest_noise > 0
+        assert found.generate.guidance_scale == preset.temporal.person_guidance > 0
+        assert found.spatial.looks == preset.spatial.looks
+    still = replace(config, temporal=replace(config.temporal, person_lowest_noise=-1.0))
+    assert for_what_moves(still, clips) == still

@@ -42,6 +42,8 @@ NAIVE = {
     "temporal.camera_share": 1.0,
     "temporal.camera_lowest_noise": 0.0,
     "temporal.camera_guidance": -1.0,
+    "temporal.person_lowest_noise": -1.0,
+    "temporal.person_guidance": -1.0,
     "tune.optimizer": "adamw",
     "spatial.looks": 1,
 }
@@ -69,7 +71,9 @@ SETTINGS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     (
         "every-noise-level",
         "fym tuned and acting at every noise level",
-        {"temporal.lowest_noise": 0.0, "temporal.camera_lowest_noise": 0.0},
+        dict.fromkeys(
+            ("temporal.lowest_noise", "temporal.camera_lowest_noise", "temporal.person_lowest_noise"), 0.0
+        ),
     ),
     ("sparse-to-the-end", "fym without the last steps on all frames", {"temporal.whole_share": 0.0}),
 )
