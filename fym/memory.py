@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import resource
 from pathlib import Path
 
@@ -12,7 +13,13 @@ MIB = 1 << 20
 
 
 def reset_peak(device: torch.device) -> None:
-    """Starts a new measurement; on systems without /proc the process's peak stays that of its whole life."""
+    """Starts a new measurement; on systems without /proc the process's peak stays that of its whole life.
+
+    What was freed before goes back to the system first, where malloc is glibc's, which keeps all that lies
+    below a block still in use: a process that tuned twenty clips held 5.3 GB, of which 4.4 were free.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # 5: forget the peak resident set size
     if device.type == "cuda":

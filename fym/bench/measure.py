@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gc
 import math
@@ -147,10 +146,9 @@ def _storage(tensor: Tensor) -> int:
 
 
 def extra_rss(call: Call) -> float:
-    """MiB by which the process grew at most during the call; what the heap held free is given back before."""
+    """MiB by which the process grew at most during the call; where malloc is not glibc's, what the heap held
+    free is not counted."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # where glibc is not: what it held free is not counted
-        ctypes.CDLL(None).malloc_trim(0)
     cpu = torch.device("cpu")
     memory.reset_peak(cpu)
     before = memory.peak(cpu)["rss_mib"]

@@ -57,17 +57,22 @@ from fym import memory
 cpu = torch.device("cpu")
 memory.reset_peak(cpu)
 before = memory.peak(cpu)["rss_mib"]
-block = torch.ones(256 << 18)
+torch.ones(4 << 18)  # blocks of its size are not given back one by one from now on
+blocks, between = [], []
+for _ in range(64):
+    blocks.append(torch.ones(1 << 20))
+    between.append(torch.ones(1 << 10))
 during = memory.peak(cpu)["rss_mib"]
-del block
+del blocks
 memory.reset_peak(cpu)
 print(before, during, memory.peak(cpu)["rss_mib"])
 """
 
 
 def test_peak_memory_sees_an_allocation_and_forgets_it_at_a_reset():
-    """256 MiB come and go; in a process of its own, since `fym bench` lets its process keep freed memory."""
+    """256 MiB come and go, between blocks that stay. In a process of its own, since `fym bench` lets its process
+    keep freed memory."""
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
     before, during, after = map(float, done.stdout.split())
     assert during >= before + 200
-    assert after <= during
+    assert after <= before + 50
