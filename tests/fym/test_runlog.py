@@ -70,7 +70,7 @@ print(before, during, memory.peak(cpu)["rss_mib"])
 
 
 def test_peak_memory_sees_an_allocation_and_forgets_it_at_a_reset():
-    """256 MiB come and go, between blocks that stay. In a process of its own: `fym bench` lets its process keep
+    """256 MiB come and go, between blocks that stay. In a process of its own: `fym bench` has its own keep
     freed memory."""
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
     before, during, after = map(float, done.stdout.split())

@@ -234,7 +234,7 @@ def test_killed_at_any_moment_it_resumes_to_the_same_result(uninterrupted, confi
         "import sys, time\n"
         f"sys.path[:0] = {[str(Path(__file__).parents[2])]!r}\n"
         "import torch\ntorch.set_num_threads(int(sys.argv[3]))\n"
-        "from pathlib import Path\nfrom fym import tune\nfrom fym.config import load_config\n"
+        "from pathlib import Path\nfrom fym import tune\nfrom fym.config_file import load_config\n"
         "from fym.console import QuietConsole\n"
         "class Slow(QuietConsole):\n"
         "    def step(self, *row):\n        super().step(*row)\n        time.sleep(0.01)\n"
