@@ -20,7 +20,6 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from fym.adapters import HeadLora
 from fym.errors import UserError
-from fym.families.activations import native_gelu
 from fym.families.base import AttentionControl, BeforeStep, Defaults, Family, OnQK
 from fym.families.fingerprint import fingerprint
 from fym.families.offload import Offload, spread
@@ -288,11 +287,7 @@ class PipelineFamily(Family):
         if checkpoint:
             self.transformer.enable_gradient_checkpointing()
         try:
-            with (
-                self.acting(control),
-                native_gelu(self.transformer),
-                together() if self.sharded else nullcontext(),
-            ):
+            with self.acting(control), together() if self.sharded else nullcontext():
                 yield control
         finally:
             if checkpoint:

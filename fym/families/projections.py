@@ -22,6 +22,7 @@ import fym_kernels
 from fym.adapters import AdapterStack, Update
 from fym.errors import UserError
 from fym.families import lean
+from fym.families.activations import native_gelu
 from fym.families.base import AttentionControl
 from fym.families.quantised import QuantisedLinear
 from fym_kernels.reference.lora_linear import add_low_rank
@@ -50,7 +51,7 @@ def attending(
     seen_by: Any,
     grid: Callable[[tuple[Any, ...]], tuple[int, int, int]],
 ) -> Iterator[None]:
-    """Installs `processors`, which follow `control`, for the layers `attentions`.
+    """Installs `processors`, which follow `control`, for the layers `attentions`, and GELU on fym_kernels.
 
     A processor sees tokens only: `grid` tells theirs from the inputs of `seen_by`, a module that every
     forward pass calls before its blocks. Raises UserError for layers that cannot take the adapters.
@@ -65,7 +66,7 @@ def attending(
 
     hook = seen_by.register_forward_pre_hook(note)
     try:
-        with installed(transformer, processors):
+        with installed(transformer, processors), native_gelu(transformer):
             yield
     finally:
         hook.remove()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers.models.activations import GELU
+from tiny_pipelines import MODELS
 
 import fym_kernels
-from fym.families import activations
+from fym.families import activations, load_family
 
 
 class Network(torch.nn.Module):
@@ -42,6 +43,15 @@ def test_the_approximations_are_replaced_and_put_back(monkeypatch: pytest.Monkey
     assert shapes == 2 * [(3, 12), (3, 12)]
     assert [vars(module) for module in network.modules()] == own
     assert torch.equal(network(x), expected)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_family_has_them_replaced_while_it_attends(tiny_model, name: str) -> None:
+    family = load_family(str(tiny_model(name)), device="cpu")
+    before = activations.approximated(family.transformer)
+    with family.attention():
+        assert before and not activations.approximated(family.transformer)
+    assert activations.approximated(family.transformer) == before
 
 
 def test_what_another_library_has_replaced_stays_its_own() -> None:
