@@ -79,7 +79,7 @@ def naive_run(config: Config, folder: Path, *, all_frames: bool) -> tuple[dict[s
     [clip] = read_references(config.clip, family)
     material = Material(family, clip, *config.clip.prompt, folder / "cache")
     started = time.perf_counter()
-    _ = material.text, material.latents, material.frame_latents()
+    _ = material.text, material.latents, material.frame_latents
     encoded = time.perf_counter()
     two_stage.tune(family, config, material, all_frames=all_frames)
     seconds = {"cache": encoded - started, "both stages": time.perf_counter() - encoded}

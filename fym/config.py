@@ -156,20 +156,6 @@ class StageConfig:
 class SpatialConfig(StageConfig):
     """Stage 2: appearance, one frame a step, on the spatial heads."""
 
-    looks: int = option(
-        1,
-        "looks that are learned, each for `steps` steps and in an adapter of its own: the clip's and those "
-        "of copies in other colours; the temporal stage sees the motion in all of them, so that it is "
-        "learned apart from the look. Only the first is kept",
-        low=1,
-        high=64,
-    )
-
-    @property
-    def all_steps(self) -> int:
-        """The steps of the stage."""
-        return self.steps * self.looks
-
 
 @dataclass
 class TemporalConfig(StageConfig):
@@ -252,6 +238,14 @@ class TuneConfig:
         "adamw",
         "AdamW, or Muon, which fits a motion in fewer steps and keeps one state a weight instead of two",
         choices=("adamw", "muon"),
+    )
+    looks: int = option(
+        1,
+        "looks in which both stages see the clip: its own, and others in which the colours that its caption "
+        "names are others, in the caption and in the picture, so that the motion is learned apart from them; "
+        "a caption that names none gives one look",
+        low=1,
+        high=64,
     )
     targets: str = option("qkvo", "projections that get an adapter", choices=("qkv", "qkvo"))
     noise: str = option("uniform", "distribution of the noise level", choices=("uniform", "logit_normal"))

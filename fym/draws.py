@@ -1,4 +1,4 @@
-"""What a tuning step works on, drawn from one reference or from several. B samples at most."""
+"""What a tuning step works on, drawn from one clip or from several. B samples at most."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from fym.config import TemporalConfig
 from fym.material import Material, SparseClip
 from fym.positions import whole_clips
 from fym.stage import Draw, Sample
-from fym.state import look_name
 
 
 def one_of(draws: Sequence[Draw]) -> Draw:
-    """Each step from one reference; a single one takes no random number."""
+    """Each step from one clip; a single one takes no random number."""
     if len(draws) == 1:
         return draws[0]
 
@@ -25,32 +24,28 @@ def one_of(draws: Sequence[Draw]) -> Draw:
     return draw
 
 
-def frame_draw(material: Material, looks: int = 1) -> Draw:
-    """Frames of the clip, each alone, with its caption and no time; the looks take turns."""
+def frame_draw(material: Material) -> Draw:
+    """Frames of the clip, each alone, with its caption and no time."""
 
     def draw(generator: torch.Generator, batch: int, step: int) -> Sample:
-        look = step % looks
+        latents = material.frame_latents
         index = torch.randint(material.num_frames, (batch,), generator=generator)
-        latents = material.frame_latents(look)
-        return Sample(latents[index.to(latents.device)], None, material.text, (look_name(look),))
+        return Sample(latents[index.to(latents.device)], None, material.text, ("spatial",))
 
     return draw
 
 
-def clip_draw(sparse: SparseClip, settings: TemporalConfig, looks: int = 1) -> Draw:
-    """The clip in one of its looks, with its caption and that look's adapter: picked frames, in the last
-    `whole_steps` all of them.
-    """
+def clip_draw(sparse: SparseClip, settings: TemporalConfig) -> Draw:
+    """The clip with its caption: picked frames, in the last `whole_steps` all of them."""
     material = sparse.material
 
     def draw(generator: torch.Generator, batch: int, step: int) -> Sample:
-        look = int(torch.randint(looks, (), generator=generator)) if looks > 1 else 0
-        active = (look_name(look), "temporal")
+        active = ("spatial", "temporal")
         if step > settings.steps - settings.whole_steps:
-            whole = material.encoded(None, look)
+            whole = material.latents
             clips = whole_clips(batch, settings.sparse_frames, whole.shape[1])
             return Sample(whole.expand(clips, -1, -1, -1, -1), None, material.text, active)
-        latents, positions = sparse.draw(generator, look)
+        latents, positions = sparse.draw(generator)
         return Sample(latents.expand(batch, -1, -1, -1, -1), positions, material.text, active)
 
     return draw

@@ -197,22 +197,20 @@ def _stage(
         adapter.requires_grad_(adapter is trained)
     weight = config.temporal.motion_weight if stage == "temporal" else 0.0
     moments = 1 if config.tune.optimizer == "muon" else 2
-    others = (config.spatial.looks - 1) * (1 + moments if stage == "spatial" else 1)
 
     def step() -> None:
         states = [torch.empty(p.shape) for p in trained.parameters() for _ in range(moments)]
-        copies = [torch.empty(p.shape) for p in adapters["spatial"].parameters() for _ in range(others)]
         noisy, timestep, text = _inputs(family, job, batch, frames)
         target, levels = torch.empty_like(noisy), torch.empty(batch)
         with family.attention(adapters=[(adapter, 1.0) for adapter in acting]) as control:
             pred = predict_share(family, control, band, noisy, timestep, text)
             tuning_loss(pred, target, levels, motion_weight=weight).backward()
-        del pred, states, copies
+        del pred, states
         for parameter in trained.parameters():
             parameter.grad = None
 
     whole = config.temporal.whole_steps if stage == "temporal" else 0
-    steps = config.spatial.all_steps if stage == "spatial" else config.temporal.steps
+    steps = config.spatial.steps if stage == "spatial" else config.temporal.steps
     passes = whole if name else steps - whole
     parts = [family.transformer, *acting, *([family.pipeline.vae] if encodes_later(config.temporal) else [])]
     flops = batch * _step_flops(family, math.prod(family.grid(latents)))

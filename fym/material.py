@@ -51,31 +51,15 @@ def read_references(config: ClipConfig, family: Family) -> list[Clip]:
     return clips
 
 
-def recolour(frames: Tensor, palette: int) -> Tensor:
-    """The clip (F,H,W,3) uint8 in other colours: channels permuted, scaled, shifted and perhaps inverted.
-
-    palette: the number of the colouring, 0 leaves the clip as it is. Contrast falls to 0.5 at most.
-    """
-    if palette == 0:
-        return frames
-    rng = torch.Generator().manual_seed(palette)
-    gain = 0.5 + 0.5 * torch.rand(3, generator=rng)
-    shift = (1 - gain) * torch.rand(3, generator=rng)
-    inverted = torch.rand(3, generator=rng) < 0.5
-    pixels = frames[..., torch.randperm(3, generator=rng)] / 255
-    pixels = torch.where(inverted, 1 - pixels, pixels) * gain + shift
-    return (pixels * 255).round().to(torch.uint8)
-
-
 def for_what_moves(config: Config, clips: Sequence[Clip]) -> Config:
     """The configuration as it is for references of moving objects, or that for a moving camera or a person.
 
     See `temporal.camera_share`, `temporal.person_lowest_noise` and docs/method-choices.md.
     """
-    temporal, spatial = config.temporal, config.spatial
+    temporal, tune = config.temporal, config.tune
     if _camera_moves(temporal, clips):
         lowest, guidance = temporal.camera_lowest_noise, temporal.camera_guidance
-        spatial = replace(spatial, looks=1)
+        tune = replace(tune, looks=1)
     elif temporal.person_lowest_noise >= 0 and any(map(PERSON.search, config.clip.captions)):
         lowest, guidance = temporal.person_lowest_noise, temporal.person_guidance
     else:
@@ -83,9 +67,7 @@ def for_what_moves(config: Config, clips: Sequence[Clip]) -> Config:
     generate = config.generate
     if generate.guidance_scale < 0:
         generate = replace(generate, guidance_scale=guidance)
-    return replace(
-        config, temporal=replace(temporal, lowest_noise=lowest), spatial=spatial, generate=generate
-    )
+    return replace(config, temporal=replace(temporal, lowest_noise=lowest), tune=tune, generate=generate)
 
 
 def _camera_moves(config: TemporalConfig, clips: Sequence[Clip]) -> bool:
@@ -112,8 +94,7 @@ class Material:
             "size": list(clip.frames.shape),
             "encoders": family.encoder_hash,
         }
-        self._encoded: dict[tuple[tuple[int, ...] | None, int], Tensor] = {}
-        self._frames: dict[int, Tensor] = {}
+        self._encoded: dict[tuple[int, ...] | None, Tensor] = {}
 
     @property
     def num_frames(self) -> int:
@@ -127,29 +108,26 @@ class Material:
     @property
     def latents(self) -> Tensor:
         """(C,F',h,w), the whole clip."""
-        return self.encoded(None, 0)
+        return self.encoded(None)
 
-    def frame_latents(self, palette: int = 0) -> Tensor:
-        """(F,C,1,h,w), every frame encoded alone, see `recolour`."""
-        if palette not in self._frames:
+    @cached_property
+    def frame_latents(self) -> Tensor:
+        """(F,C,1,h,w), every frame encoded alone."""
 
-            def encode() -> Tensor:
-                frames = recolour(self.clip.frames, palette)
-                return torch.stack([self.family.encode_video(frame[None]) for frame in frames])
+        def encode() -> Tensor:
+            return torch.stack([self.family.encode_video(frame[None]) for frame in self.clip.frames])
 
-            self._frames[palette] = self._cached(encode, kind="frames", palette=palette)
-        return self._frames[palette]
+        return self._cached(encode, kind="frames")
 
-    def encoded(self, index: Tensor | None, palette: int) -> Tensor:
-        """(C,F'_s,h,w), the picked frames (None: all) encoded as a clip of their own, see `recolour`."""
-        key = (None if index is None else tuple(index.tolist()), palette)
+    def encoded(self, index: Tensor | None) -> Tensor:
+        """(C,F'_s,h,w), the picked frames (None: all) encoded as a clip of their own."""
+        key = None if index is None else tuple(index.tolist())
         if key not in self._encoded:
             frames = self.clip.frames if index is None else self.clip.frames[index]
             self._encoded[key] = self._cached(
-                lambda: self.family.encode_video(recolour(frames, palette)),
+                lambda: self.family.encode_video(frames),
                 kind="clip",
-                index=None if index is None else index.tolist(),
-                palette=palette,
+                index=None if key is None else list(key),
             )
         return self._encoded[key]
 
@@ -183,17 +161,15 @@ class SparseClip:
         self._random = config.picking in RANDOM_PICKING
         self._fixed = None if self._random else self._pick(None)
 
-    def draw(self, generator: torch.Generator, palette: int = 0) -> tuple[Tensor, Tensor]:
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Latents (C,F'_s,h,w) and time positions (F'_s,); random with picking "phase" and "groups"."""
-        return self._view(self._pick(generator) if self._fixed is None else self._fixed, palette)
+        return self._view(self._pick(generator) if self._fixed is None else self._fixed)
 
-    def encode(self, looks: int) -> None:
-        """Encodes, in each of so many looks, all that can be encoded before the steps."""
-        for palette in range(looks):
-            self.material.encoded(None, palette)
-            self.material.frame_latents(palette)
-            if self._fixed is not None:
-                self._view(self._fixed, palette)
+    def encode(self) -> None:
+        """Encodes all that can be encoded before the steps."""
+        _ = self.material.text, self.material.latents, self.material.frame_latents
+        if self._fixed is not None:
+            self._view(self._fixed)
 
     @property
     def frame_index(self) -> list[int]:
@@ -210,13 +186,13 @@ class SparseClip:
             rng=generator,
         )
 
-    def _view(self, index: Tensor, palette: int = 0) -> tuple[Tensor, Tensor]:
+    def _view(self, index: Tensor) -> tuple[Tensor, Tensor]:
         whole = self.material.num_frames
         if self.config.latents == "encode":
-            return self.material.encoded(index, palette), time_positions(index, whole, self.config.positions)
+            return self.material.encoded(index), time_positions(index, whole, self.config.positions)
         # The latent frames of the full clip nearest to the places of the groups; they sit where they are.
         nearest = (index[::COMPRESSION] / COMPRESSION).round().long().clamp(max=latent_frames(whole) - 1)
-        whole_clip = self.material.encoded(None, palette)
-        latents = whole_clip[:, nearest.to(whole_clip.device)]
+        latents = self.material.latents
+        latents = latents[:, nearest.to(latents.device)]
         stride = self.config.positions == "stride"
         return latents, nearest.double() if stride else time_positions(index, whole, self.config.positions)

@@ -14,6 +14,7 @@ from fym.config import Config, StageConfig
 from fym.families.base import Family
 from fym.families.quantised import num_weights
 from fym.heads import HeadMap
+from fym.looks import looks
 from fym.video import Clip
 
 Table = tuple[str, list[tuple[str, str]]]
@@ -83,22 +84,26 @@ class Plan:
         ]
 
     def _stages(self) -> list[tuple[str, str]]:
-        def line(stage: StageConfig, steps: int, tokens: int) -> str:
+        def line(stage: StageConfig, tokens: int) -> str:
             return (
-                f"{steps} steps of {tokens * stage.batch_size:,} tokens, rank {stage.rank}, "
+                f"{stage.steps} steps of {tokens * stage.batch_size:,} tokens, rank {stage.rank}, "
                 f"learning rate {stage.learning_rate:g}"
             )
 
         config, spatial, temporal = self.config, self.config.spatial, self.config.temporal
         return [
-            ("spatial", line(spatial, spatial.all_steps, self.tokens_frame) + self._looks()),
-            ("temporal", line(temporal, temporal.steps, self.tokens_sparse) + self._whole()),
+            ("spatial", line(spatial, self.tokens_frame)),
+            ("temporal", line(temporal, self.tokens_sparse) + self._whole()),
+            *self._looks(),
             ("preset", config.preset),
         ]
 
-    def _looks(self) -> str:
-        looks = self.config.spatial.looks
-        return f", in turn on the clip and {looks - 1} recoloured copies" if looks > 1 else ""
+    def _looks(self) -> list[tuple[str, str]]:
+        wanted = self.config.tune.looks
+        seen = max(len(looks(caption, wanted)) for caption in self.config.clip.captions)
+        if seen > 1:
+            return [("looks", f"{seen}: the caption's colours, in it and in the clip, become others")]
+        return [("looks", "one: the caption names no colour")] if wanted > 1 else []
 
     def _whole(self) -> str:
         whole = self.config.temporal.whole_steps

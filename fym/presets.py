@@ -21,14 +21,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny": _stages(32, (150, 700), 7e-3, (0.0, 0.0))
     | {
         "spatial.learning_rate": 3e-3,
-        "spatial.looks": 5,
+        "tune.looks": 12,
         "heads.rule": "cosine",
         "temporal.batch_size": 4,
         "temporal.sparse_frames": 13,
         "temporal.picking": "groups",
         "temporal.latents": "select",
         "temporal.whole_share": 0.7,
-        "temporal.lowest_noise": 0.6,
+        "temporal.lowest_noise": 0.7,
         "temporal.camera_share": 0.67,
         "temporal.camera_lowest_noise": 0.35,
         "temporal.camera_guidance": 2.5,

@@ -94,8 +94,7 @@ def begin(
     layers = range(family.num_layers)
     spatial = (config.spatial, [head_map.spatial_heads(n) for n in layers])
     temporal = (config.temporal, [head_map.temporal_heads(n) for n in layers])
-    copies = {look_name(look): spatial for look in range(1, config.spatial.looks)}
-    for name, (settings, heads) in {look_name(0): spatial, "temporal": temporal, **copies}.items():
+    for name, (settings, heads) in {"spatial": spatial, "temporal": temporal}.items():
         state.adapters[name] = HeadLora(
             heads,
             num_heads=family.num_heads,
@@ -137,11 +136,6 @@ def _take_over(state: TuningState, checkpoint: Checkpoint, run_dir: Path) -> Non
         }
         adapter.load_state_dict(own)
     state.restore(checkpoint)
-
-
-def look_name(look: int) -> str:
-    """The name of the adapter that learns a look: 0 is the clip's own, others are recoloured copies'."""
-    return f"look{look}" if look else "spatial"
 
 
 def new_optimizer(

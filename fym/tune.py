@@ -12,7 +12,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from fym.files import check_writable, remove_parts, write_file
 from fym.fit import fitting
 from fym.gpus import Gpu
 from fym.heads import HeadMap, classify, mean_map
+from fym.looks import in_looks
 from fym.material import Material, SparseClip, encodes_later, for_what_moves, read_references
 from fym.motion_file import MotionFile, load_motion_file, save_motion_file
 from fym.plan import Plan, Table, heads_table
@@ -112,7 +113,8 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
             samples.encode(family)
         family.free_encoders(keep_vae=encodes_later(config.temporal))
     with nullcontext() if family.sharded else ranks.first_ahead():
-        head_map = _classified(config, run_dir, family, materials, timings, console, ranks)
+        references = materials[: len(clips)]
+        head_map = _classified(config, run_dir, family, references, timings, console, ranks)
     state, resumed = begin(config, run_dir, family, clips, head_map)
     ranks.wait()  # before the first one writes further checkpoints
     spatial, temporal = state.adapters["spatial"], state.adapters["temporal"]
@@ -128,7 +130,7 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
     if any(found):
         title, rows = estimate_table([made for made in found if made])
         console.table(title, rows)
-    about = _about(config, family, sparse)
+    about = _about(config, family, sparse[: len(clips)], looks=len(sparse))
     log = StepLog(run_dir / "train.jsonl", state.stage, state.step, tracker) if ranks.first else None
     try:
         if state.stage == "spatial":
@@ -177,7 +179,8 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
 def classify_clip(config: Config, run_dir: Path, *, console: Console) -> HeadMap:
     """Stage 1 alone: heads.json and heads.png in `run_dir`."""
     family = _load(config)
-    materials = _materials(config, family, read_references(config.clip, family), run_dir)
+    clips = read_references(config.clip, family)
+    materials = _materials(config, family, clips, run_dir)[: len(clips)]
     timings = Timings(run_dir / "timings.json", family.device)
     return _classify(config, run_dir, family, materials, timings, console)
 
@@ -196,7 +199,9 @@ def _shard(family: Family, ranks: Ranks, console: Console) -> None:
 def _materials(
     config: Config, family: Family, clips: Sequence[Clip], run_dir: Path, *, writes: bool = True
 ) -> list[Material]:
-    described, cache = zip(clips, config.clip.captions, strict=True), run_dir / "cache"
+    """Of each clip, and after those of each in its other looks."""
+    cache = run_dir / "cache"
+    described = in_looks(clips, config.clip.captions, config.tune.looks)
     return [Material(family, clip, caption, cache, writes=writes) for clip, caption in described]
 
 
@@ -207,9 +212,8 @@ def _prepare(
     sparse = []
     with timings.measure("cache"):
         for material in materials:
-            _ = material.text
             sparse.append(SparseClip(material, config.temporal))
-            sparse[-1].encode(config.spatial.looks)
+            sparse[-1].encode()
     reference = run_dir / "reference.mp4"
     if not reference.exists():
         write_clip(reference, materials[0].clip.frames, materials[0].clip.fps)
@@ -302,11 +306,10 @@ def _tune(
 
 def _stage(name: str, config: Config, sparse: Sequence[SparseClip]) -> Stage:
     if name == "spatial":
-        spatial = config.spatial
-        draw = one_of([frame_draw(clip.material, spatial.looks) for clip in sparse])
-        return Stage(name, replace(spatial, steps=spatial.all_steps), config.tune, draw)
+        frames = one_of([frame_draw(clip.material) for clip in sparse])
+        return Stage(name, config.spatial, config.tune, frames)
     settings = config.temporal
-    draw = one_of([clip_draw(clip, settings, config.spatial.looks) for clip in sparse])
+    draw = one_of([clip_draw(clip, settings) for clip in sparse])
     return Stage(
         name,
         settings,
@@ -319,7 +322,7 @@ def _stage(name: str, config: Config, sparse: Sequence[SparseClip]) -> Stage:
     )
 
 
-def _about(config: Config, family: Family, sparse: Sequence[SparseClip]) -> dict[str, Any]:
+def _about(config: Config, family: Family, sparse: Sequence[SparseClip], looks: int) -> dict[str, Any]:
     """What the motion file says about itself."""
     materials = [clip.material for clip in sparse]
     about: dict[str, Any] = {
@@ -343,8 +346,8 @@ def _about(config: Config, family: Family, sparse: Sequence[SparseClip]) -> dict
         "positions": config.temporal.positions,
         "latents": config.temporal.latents,
         "lowest_noise": config.temporal.lowest_noise,
-        "steps": [config.spatial.all_steps, config.temporal.steps],
-        "looks": config.spatial.looks,
+        "steps": [config.spatial.steps, config.temporal.steps],
+        "looks": looks,
         "seed": config.tune.seed,
     }
     if config.generate.guidance_scale >= 0:

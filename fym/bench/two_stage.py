@@ -63,4 +63,4 @@ def tune(family: Family, config: Config, material: Material, *, all_frames: bool
 def draw_frames(material: Material, count: int, generator: torch.Generator) -> Tensor:
     """(count,C,1,h,w) latents of frames encoded alone, drawn with replacement."""
     index = torch.randint(material.num_frames, (count,), generator=generator)
-    return material.frame_latents()[index]
+    return material.frame_latents[index]

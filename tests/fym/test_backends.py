@@ -31,7 +31,7 @@ def losses(tmp_path, monkeypatch):
         "clip.path": str(tmp_path / "clip.mp4"),
         "clip.prompt": scene.prompt,
         "spatial.steps": STEPS,
-        "spatial.looks": 1,
+        "tune.looks": 1,
         "temporal.steps": STEPS,
         "temporal.batch_size": 2,
         "generate.steps": 1,

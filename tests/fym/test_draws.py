@@ -1,47 +1,60 @@
-"""What steps draw: in the spatial stage the looks take turns, in the temporal one all come equally often."""
+"""What steps draw: frames alone, picked frames or the whole clip, of one clip or of several equally often."""
 
 from __future__ import annotations
 
-from collections import Counter
+from dataclasses import replace
 
 import torch
 
 from fym.config import TemporalConfig
-from fym.draws import clip_draw, frame_draw
-from fym.material import SparseClip
+from fym.draws import clip_draw, frame_draw, one_of
+from fym.material import Material, SparseClip
 
 
-def test_looks_take_turns_each_with_its_adapter(material):
-    draw = frame_draw(material, 3)
+def test_frames_are_drawn_alone_with_their_caption(material):
     generator = torch.Generator().manual_seed(0)
-    for step, look in ((3, 0), (4, 1), (5, 2), (6, 0)):
-        sample = draw(generator, 4, step)
-        assert sample.active == (f"look{look}" if look else "spatial",)
-        frames = material.frame_latents(look)
-        assert all(any(torch.equal(one, frame) for frame in frames) for one in sample.latents)
+    drawn = [frame_draw(material)(generator, 4, step) for step in range(1, 41)]
+    latents = torch.cat([sample.latents for sample in drawn])
+    which = [[torch.equal(one, frame) for frame in material.frame_latents].index(True) for one in latents]
+    assert set(which) == set(range(17))
+    for sample in drawn:
+        assert sample.active == ("spatial",) and sample.positions is None
+        assert torch.equal(sample.text, material.text)
 
 
-def test_the_motion_is_drawn_in_each_look(material):
-    settings = TemporalConfig(sparse_frames=9, steps=400, whole_share=0.5)
+def test_the_last_steps_draw_the_whole_clip(material):
+    settings = TemporalConfig(sparse_frames=9, steps=4, whole_share=0.5)
     sparse = SparseClip(material, settings)
-    draw = clip_draw(sparse, settings, 4)
+    draw = clip_draw(sparse, settings)
+    for step in range(1, 5):
+        sample = draw(torch.Generator().manual_seed(0), 2, step)
+        latents, positions = sparse.draw(torch.Generator().manual_seed(0))
+        assert sample.active == ("spatial", "temporal") and torch.equal(sample.text, material.text)
+        if step > 2:
+            assert torch.equal(sample.latents, material.latents[None]) and sample.positions is None
+        else:
+            assert torch.equal(sample.latents, torch.stack([latents, latents]))
+            assert torch.equal(sample.positions, positions)
+
+
+def test_several_clips_come_equally_often_each_with_its_caption(material):
+    dark = replace(material.clip, frames=255 - material.clip.frames)
+    other = Material(material.family, dark, "a dark square", material.cache_dir)
+    draw = one_of([frame_draw(material), frame_draw(other)])
     generator = torch.Generator().manual_seed(0)
-    for step in (1, 201):
-        seen: Counter[str] = Counter()
-        for _ in range(200):
-            sample = draw(generator, 2, step)
-            name, temporal = sample.active
-            seen[name] += 1
-            look = int(name.removeprefix("look")) if name != "spatial" else 0
-            expected = material.encoded(None, look) if step > 200 else sparse.draw(generator, look)[0]
-            assert temporal == "temporal" and torch.equal(sample.latents[0], expected)
-        assert len(seen) == 4 and min(seen.values()) > 25
+    firsts = 0
+    for _ in range(200):
+        sample = draw(generator, 1, 1)
+        owner = material if torch.equal(sample.text, material.text) else other
+        assert any(torch.equal(sample.latents[0], frame) for frame in owner.frame_latents)
+        firsts += owner is material
+    assert 70 < firsts < 130
 
 
-def test_with_one_look_no_random_number_is_taken_for_it(material):
-    """So a run without copies is the run it was before there were looks."""
+def test_one_clip_takes_no_random_number_for_it(material):
+    """So a run without other looks is the run it was before there were any."""
     settings = TemporalConfig(sparse_frames=9)
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()
-    sample = clip_draw(SparseClip(material, settings), settings)(generator, 1, 1)
-    assert sample.active == ("spatial", "temporal") and torch.equal(generator.get_state(), before)
+    one_of([clip_draw(SparseClip(material, settings), settings)])(generator, 1, 1)
+    assert torch.equal(generator.get_state(), before)

@@ -9,7 +9,7 @@ from fym.config import ClipConfig, TemporalConfig
 from fym.config_file import default_config
 from fym.embedded.scenes import render, unseen_scene
 from fym.errors import UserError
-from fym.material import Material, SparseClip, for_what_moves, read_references, recolour
+from fym.material import Material, SparseClip, for_what_moves, read_references
 from fym.video import Clip, write_clip
 
 
@@ -24,21 +24,21 @@ def test_the_clip_is_cut_to_whole_latent_frames_and_sized_for_the_model(tmp_path
 
 def test_shapes(material):
     assert material.latents.shape == (16, 5, 4, 6)
-    assert material.frame_latents().shape == (17, 16, 1, 4, 6)
+    assert material.frame_latents.shape == (17, 16, 1, 4, 6)
     assert material.text.shape == (1, 16, 32)
 
 
 def test_every_frame_is_encoded_alone(material, tiny_family):
     frames = material.clip.frames
-    assert torch.equal(material.frame_latents()[9], tiny_family.encode_video(frames[9:10]))
+    assert torch.equal(material.frame_latents[9], tiny_family.encode_video(frames[9:10]))
 
 
 def test_the_second_time_nothing_is_encoded(material, tiny_family, monkeypatch):
-    first = material.latents, material.frame_latents(1), material.text, material.encoded(torch.arange(9), 0)
+    first = material.latents, material.frame_latents, material.text, material.encoded(torch.arange(9))
     again = Material(tiny_family, material.clip, "a square", material.cache_dir)
     monkeypatch.setattr(tiny_family, "encode_video", None)
     monkeypatch.setattr(tiny_family, "encode_prompts", None)
-    second = again.latents, again.frame_latents(1), again.text, again.encoded(torch.arange(9), 0)
+    second = again.latents, again.frame_latents, again.text, again.encoded(torch.arange(9))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -91,40 +91,17 @@ def test_a_clip_shorter_than_the_sampling_is_refused(material):
         SparseClip(material, TemporalConfig(sparse_frames=21))
 
 
-def test_recolouring_keeps_what_moves_and_changes_the_colours():
-    """Each channel of a copy is an increasing or decreasing function of one channel of the clip."""
-    frames = torch.randint(0, 256, (2, 4, 4, 3), dtype=torch.uint8)
-    assert torch.equal(recolour(frames, 0), frames)
-    for palette in range(1, 17):
-        copy = recolour(frames, palette)
-        assert copy.dtype == torch.uint8 and copy.shape == frames.shape
-        assert torch.equal(copy, recolour(frames, palette))
-        assert not torch.equal(copy, frames)
-        together = torch.cat([frames, copy], -1).flatten(0, 2).double().T
-        correlation = torch.corrcoef(together)[:3, 3:].abs()
-        assert (correlation.amax(0) > 0.999).all() and correlation.argmax(0).unique().numel() == 3
-
-
-def test_a_look_is_the_same_frames_in_other_colours(material, tiny_family):
-    sparse = SparseClip(material, TemporalConfig(sparse_frames=9))
-    latents, positions = sparse.draw(torch.Generator().manual_seed(0), 3)
-    assert positions.tolist() == [0, 2, 4]
-    copy = recolour(material.clip.frames, 3)
-    assert torch.equal(latents, tiny_family.encode_video(copy[::2]))
-    assert torch.equal(material.frame_latents(3)[9], tiny_family.encode_video(copy[9:10]))
-
-
 @pytest.mark.parametrize(("picking", "views"), [("uniform", 1), ("groups", 0)])
 def test_encoding_in_advance_leaves_nothing_to_the_steps(material, monkeypatch, picking, views):
     """But for picked frames that are drawn anew, which have to be encoded then."""
     sparse = SparseClip(material, TemporalConfig(sparse_frames=9, picking=picking))
-    sparse.encode(2)
+    sparse.encode()
     monkeypatch.setattr(material.family, "encode_video", None)
-    for look in range(2):
-        assert material.encoded(None, look).shape == material.latents.shape
-        assert len(material.frame_latents(look)) == 17
-        if views:
-            sparse.draw(torch.Generator(), look)
+    monkeypatch.setattr(material.family, "encode_prompts", None)
+    assert material.latents.shape[1] == 5 and len(material.text) == 1
+    assert len(material.frame_latents) == 17
+    if views:
+        sparse.draw(torch.Generator())
 
 
 @pytest.mark.parametrize(("motion", "camera"), [("square lap", False), ("camera round", True)])
@@ -134,7 +111,7 @@ def test_a_moving_camera_is_learned_at_lower_noise_levels_in_one_look(motion, ca
     found = for_what_moves(preset, clips)
     assert (found != preset) == camera
     if camera:
-        assert (found.temporal.lowest_noise, found.spatial.looks) == (0.35, 1)
+        assert (found.temporal.lowest_noise, found.tune.looks) == (0.35, 1)
         assert found.generate.guidance_scale == preset.temporal.camera_guidance > 0
         asked = replace(preset, generate=replace(preset.generate, guidance_scale=6.0))
         assert for_what_moves(asked, clips).generate.guidance_scale == 6.0
@@ -160,6 +137,6 @@ def test_a_person_whom_the_caption_names_is_learned_at_lower_noise_levels(captio
     if person:
         assert found.temporal.lowest_noise == preset.temporal.person_lowest_noise > 0
         assert found.generate.guidance_scale == preset.temporal.person_guidance > 0
-        assert found.spatial.looks == preset.spatial.looks
+        assert found.tune.looks == preset.tune.looks > 1
     still = replace(config, temporal=replace(config.temporal, person_lowest_noise=-1.0))
     assert for_what_moves(still, clips) == still

@@ -84,10 +84,10 @@ def test_the_share_of_early_steps():
     """The formula and the three figures, against the schedule of diffusers."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    text, level = PAGE.read_text("utf-8"), 0.6
+    text, level = PAGE.read_text("utf-8"), 0.7
     for shift in (3, 5, 8):
         share = 1 - level / (shift - (shift - 1) * level)
-        assert re.search(rf"{share:.2f} at (L = 0.6 and )?s = {shift}", text)
+        assert re.search(rf"{share:.2f} at (L = 0.7 and )?s = {shift}", text)
         scheduler = FlowMatchEulerDiscreteScheduler(shift=float(shift))
         scheduler.set_timesteps(1000)
         assert abs((scheduler.timesteps >= 1000 * level).float().mean().item() - share) < 0.01

@@ -210,7 +210,12 @@ def test_sigterm_and_a_stop_file_do_what_ctrl_c_does(uninterrupted, configure, t
     "options",
     [
         {"temporal__picking": "phase", "temporal__debias": True, "temporal__batch_size": 2},
-        {"spatial__looks": 3, "tune__optimizer": "muon", "temporal__batch_size": 2},
+        {
+            "tune__looks": 3,
+            "clip__prompt": "an orange square",
+            "tune__optimizer": "muon",
+            "temporal__batch_size": 2,
+        },
     ],
     ids=["phase", "looks"],
 )
@@ -371,9 +376,29 @@ def test_several_references_are_drawn_from_in_both_stages(configure, planted, tm
         for sample, same in zip(drawn, texts, strict=True):
             which = same.index(True)
             known = (
-                materials[which].frame_latents() if name == "spatial" else sparse[which].draw(generator)[:1]
+                materials[which].frame_latents if name == "spatial" else sparse[which].draw(generator)[:1]
             )
             assert any(torch.equal(sample.latents[0], one) for one in known)
+
+
+def test_looks_are_tuned_on_and_the_heads_judged_by_the_clip_itself(
+    configure, planted, tmp_path, monkeypatch
+):
+    judged, planned = [], tune.classify
+
+    def classify(family, latents, *rest, **options):
+        judged.append(latents)
+        return planned(family, latents, *rest, **options)
+
+    monkeypatch.setattr(tune, "classify", classify)
+    config = configure(tune__looks=3, clip__prompt="an orange square")
+    run(config, tmp_path)
+    about = load_motion_file(tmp_path / "motion.safetensors").metadata
+    assert about["looks"] == 3 and [one["caption"] for one in about["references"]] == ["an orange square"]
+    family = load_family(config.model.path, dtype="float32")
+    materials = tune._materials(config, family, read_references(config.clip, family), tmp_path)
+    assert len(judged) == 1 and torch.equal(judged[0], materials[0].latents)
+    assert len({material.caption for material in materials}) == 3
 
 
 def test_one_reference_takes_no_random_number(configure, tmp_path):
@@ -504,6 +529,11 @@ def test_the_plan_names_what_will_happen_and_writes_nothing(configure, tmp_path,
         "runs/clip",
     ):
         assert part in text, part
+    for caption, looks in (("a square", "one: the caption names no colour"), ("an orange square", "3: ")):
+        [(_, tuning)] = [
+            t for t in tune.plan(configure(tune__looks=3, clip__prompt=caption)) if t[0] == "Tuning"
+        ]
+        assert dict(tuning)["looks"].startswith(looks)
     assert not list(tmp_path.iterdir())
 
 

@@ -6,23 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (222, 36, 36),
-    "green": (36, 176, 60),
-    "blue": (40, 80, 228),
-    "yellow": (244, 220, 40),
-    "purple": (150, 50, 200),
-    "orange": (248, 140, 28),
-    "white": (246, 246, 246),
-    "black": (18, 18, 18),
-}
-BACKGROUNDS: dict[str, tuple[int, int, int]] = {
-    **COLOURS,
-    "grey": (128, 128, 128),
-    "pink": (250, 164, 196),
-    "brown": (122, 78, 44),
-    "cyan": (64, 208, 220),
-}
+from fym import looks
+
+BACKGROUNDS = dict(looks.COLOURS)
+COLOURS = {name: rgb for name, rgb in BACKGROUNDS.items() if name not in ("grey", "pink", "brown", "cyan")}
 TEXTURES = ("plain", "striped", "checked", "dotted")
 
 

@@ -45,7 +45,7 @@ NAIVE = {
     "temporal.person_lowest_noise": -1.0,
     "temporal.person_guidance": -1.0,
     "tune.optimizer": "adamw",
-    "spatial.looks": 1,
+    "tune.looks": 1,
 }
 PLAIN_STEPS = {"tiny": (100, 500)}  # of the stages of the baselines, where they are not the preset's
 BOTH = "both"  # as a number of steps: those of both stages
@@ -66,7 +66,7 @@ SETTINGS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("no-motion-loss", "fym without the motion loss", {"temporal.motion_weight": 0.0}),
     ("no-spatial-stage", "fym without the spatial stage", {"spatial.steps": 0}),
     ("random-heads", "fym on as many heads drawn at random", {"heads.grouping": "random"}),
-    ("one-look", "fym without recoloured copies", {"spatial.looks": 1}),
+    ("one-look", "fym without recoloured copies", {"tune.looks": 1}),
     ("adamw", "fym with AdamW instead of Muon", {"tune.optimizer": "adamw"}),
     (
         "every-noise-level",

@@ -60,7 +60,7 @@ def test_baselines_have_nothing_of_the_method(model, name: str) -> None:
     assert config.heads.grouping == "all" and config.temporal.sparse_frames == 49
     assert config.temporal.positions == "none" and config.temporal.latents == "encode"
     assert config.temporal.motion_weight == 0 == config.temporal.lowest_noise
-    assert config.tune.optimizer == "adamw" and config.spatial.looks == 1
+    assert config.tune.optimizer == "adamw" and config.tune.looks == 1
     assert config.temporal.debias == (name == "motiondirector")
 
 
