@@ -1,23 +1,15 @@
-"""The three stages end to end on a tiny random model: exact, resumable, and stopped without loss."""
+"""The three stages end to end on a tiny random model."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tuning import STEPS, InterruptingConsole, assert_same, log_of, run
 
 from fym import tune
 from fym.checkpoint import load_checkpoint
-from fym.config_file import load_config
 from fym.console import QuietConsole
-from fym.environment import deterministic
 from fym.errors import UserError
 from fym.estimate import estimate
 from fym.families import load_family
@@ -25,108 +17,9 @@ from fym.material import Material, SparseClip, read_references
 from fym.motion_file import load_motion_file
 from fym.stage import rate_factor
 from fym.state import begin
-from fym.stopping import Stopped
 from fym.video import write_clip
 
-STEPS = 6  # of each stage
-HEADS = [[0, 1, 0], [1, 0, 1]]  # kinds planted in most runs: 0 spatial, 1 temporal
-
-
-class InterruptingConsole(QuietConsole):
-    """Presses Ctrl-C, or does what else stops a run, after one step of a stage."""
-
-    def __init__(self, stage, step, stop=lambda: signal.raise_signal(signal.SIGINT)):
-        super().__init__()
-        self.where, self.stop = (stage, step), stop
-
-    def step(self, stage, step, row):
-        super().step(stage, step, row)
-        if (stage, step) == self.where:
-            self.stop()
-
-
-@pytest.fixture
-def configure(tiny_wan, clip_path):
-    def make(**changes):
-        settings = {
-            "model.path": str(tiny_wan()),
-            "clip.path": str(clip_path),
-            "clip.prompt": "a square",
-            "temporal.sparse_frames": 9,
-            "tune.checkpoint_every": 4,
-            "generate.steps": 1,
-        }
-        for stage in ("spatial", "temporal"):
-            settings |= {f"{stage}.steps": STEPS, f"{stage}.rank": 2, f"{stage}.learning_rate": 1e-2}
-        return load_config(None, settings | {k.replace("__", "."): v for k, v in changes.items()})
-
-    return make
-
-
-@pytest.fixture(autouse=True)
-def short_end(monkeypatch):
-    """No report (it has its own tests)."""
-    monkeypatch.setattr("fym.report.write_report", lambda run_dir: run_dir / "report.html")
-
-
-@pytest.fixture
-def planted(monkeypatch):
-    """planted(kinds): classification comes out so."""
-
-    def plant(kinds=HEADS):
-        def classify(family, latents, text, config, *, seed, progress=None):
-            from fym.heads import HeadMap
-
-            kind = np.array(kinds, float)
-            return HeadMap(
-                np.ones(kind.shape),
-                1 + kind,
-                np.zeros(kind.shape, np.int64),
-                "mass",
-                1.3,
-                0,
-                1.0,
-                1,
-                [0.9998],
-                family.model_id,
-                family.model_hash,
-            )
-
-        monkeypatch.setattr(tune, "classify", classify)
-
-    plant()
-    return plant
-
-
-def run(config, folder, console=None):
-    return tune.train(config, folder, console=console or QuietConsole())
-
-
-def adapters_of(folder):
-    return load_file(folder / "motion.safetensors"), load_file(folder / "spatial.safetensors")
-
-
-def assert_same(one, other):
-    for a, b in zip(adapters_of(one), adapters_of(other), strict=True):
-        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def log_of(folder):
-    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
-    return [{k: row[k] for k in ("stage", "step", "loss", "loss_flow", "loss_motion")} for row in rows]
-
-
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory):
-    """Folder of the uninterrupted run, made by the first test that needs it."""
-    return tmp_path_factory.mktemp("straight") / "run"
-
-
-@pytest.fixture
-def uninterrupted(straight, configure, planted):
-    if not straight.exists():
-        run(configure(), straight)
-    return straight
+pytestmark = pytest.mark.usefixtures("short_end")
 
 
 def test_a_run_leaves_everything_in_its_directory(uninterrupted):
@@ -163,106 +56,6 @@ def test_two_runs_with_one_seed_are_identical_and_with_another_not(uninterrupted
     assert log_of(tmp_path / "again") == log_of(uninterrupted)
     run(configure(tune__seed=1), tmp_path / "other")
     assert log_of(tmp_path / "other")[0] != log_of(uninterrupted)[0]
-
-
-@pytest.mark.parametrize(
-    "where", [("spatial", 3), ("spatial", STEPS), ("temporal", 1), ("temporal", 5), ("temporal", STEPS)]
-)
-def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(uninterrupted, configure, tmp_path, where):
-    """Ctrl-C leaves a checkpoint of that very step; the same command goes on as if nothing had happened."""
-    with pytest.raises(KeyboardInterrupt):
-        run(configure(), tmp_path, InterruptingConsole(*where))
-    kept = load_checkpoint(tmp_path / "checkpoints")
-    assert (kept.record["stage"], kept.record["step"]) == where
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    run(configure(), tmp_path)
-    assert_same(uninterrupted, tmp_path)
-    assert log_of(tmp_path) == log_of(uninterrupted)
-
-
-@pytest.mark.parametrize("how", ["SIGTERM", "stop file"])
-def test_sigterm_and_a_stop_file_do_what_ctrl_c_does(uninterrupted, configure, tmp_path, how):
-    """A file of an earlier go stops nothing; deterministic algorithms and TensorBoard change no bit here."""
-    config = configure(tune__tensorboard=True)
-    (tmp_path / "stop").touch()
-
-    def stop():
-        if how == "SIGTERM":
-            signal.raise_signal(signal.SIGTERM)
-        else:
-            (tmp_path / "stop").touch()
-
-    with pytest.raises(Stopped) as stopped:
-        run(config, tmp_path, InterruptingConsole("temporal", 3, stop))
-    assert stopped.value.number == (signal.SIGTERM if how == "SIGTERM" else signal.SIGINT)
-    kept = load_checkpoint(tmp_path / "checkpoints")
-    assert (kept.record["stage"], kept.record["step"]) == ("temporal", 3)
-    assert not (tmp_path / "stop").exists()
-    with deterministic(True):
-        run(config, tmp_path)
-    assert_same(uninterrupted, tmp_path)
-    assert {path.name for path in (tmp_path / "tensorboard").iterdir()} == {"spatial", "temporal", "samples"}
-    goes = json.loads((tmp_path / "environment.json").read_text())
-    assert [len(go["settings"]) for go in goes] == [len(goes[0]["settings"]), len(goes[0]["settings"]) + 1]
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"temporal__picking": "phase", "temporal__debias": True, "temporal__batch_size": 2},
-        {
-            "tune__looks": 3,
-            "clip__prompt": "an orange square",
-            "tune__optimizer": "muon",
-            "temporal__batch_size": 2,
-        },
-    ],
-    ids=["phase", "looks"],
-)
-def test_random_data_resumes_bit_for_bit_too(options, configure, planted, tmp_path):
-    """Here the picked frames, or the looks, come from the generator as well."""
-    run(configure(**options), tmp_path / "straight")
-    with pytest.raises(KeyboardInterrupt):
-        run(configure(**options), tmp_path / "stopped", InterruptingConsole("temporal", 2))
-    run(configure(**options), tmp_path / "stopped")
-    assert_same(tmp_path / "straight", tmp_path / "stopped")
-
-
-def test_killed_at_any_moment_it_resumes_to_the_same_result(uninterrupted, configure, tmp_path):
-    """SIGKILL while it trains, a checkpoint at every step; the last one loads and leads to the same end."""
-    config = configure(tune__checkpoint_every=1)
-    from fym.config_file import to_toml
-
-    (tmp_path / "config.toml").write_text(to_toml(config))
-    script = tmp_path / "train.py"
-    script.write_text(
-        "import sys, time\n"
-        f"sys.path[:0] = {[str(Path(__file__).parents[2])]!r}\n"
-        "import torch\ntorch.set_num_threads(int(sys.argv[3]))\n"
-        "from pathlib import Path\nfrom fym import tune\nfrom fym.config_file import load_config\n"
-        "from fym.console import QuietConsole\n"
-        "class Slow(QuietConsole):\n"
-        "    def step(self, *row):\n        super().step(*row)\n        time.sleep(0.01)\n"
-        "tune.train(load_config(sys.argv[1]), Path(sys.argv[2]), console=Slow())\n"
-    )
-    folder = tmp_path / "run"
-    folder.mkdir()
-    # The planted head map: what a resumed run finds is what it uses.
-    checkpoints = folder / "checkpoints"
-    with pytest.raises(KeyboardInterrupt):
-        run(config, folder, InterruptingConsole("spatial", 1))
-    arguments = [sys.executable, str(script), str(tmp_path / "config.toml"), str(folder)]
-    process = subprocess.Popen([*arguments, str(torch.get_num_threads())], stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while (found := load_checkpoint(checkpoints)) is None or found.record["stage"] != "temporal":
-        assert process.poll() is None, process.stderr.read().decode()
-        assert time.monotonic() < deadline
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stderr.close()
-    assert load_checkpoint(checkpoints).record["stage"] == "temporal"
-    run(config, folder)
-    assert_same(uninterrupted, folder)
 
 
 def test_stage_3_leaves_the_spatial_adapter_alone_and_uses_it(uninterrupted, configure, planted, tmp_path):
@@ -303,47 +96,6 @@ def test_no_temporal_head_at_all_is_explained(configure, planted, tmp_path):
         run(configure(), tmp_path)
 
 
-@pytest.mark.parametrize("stage", ["spatial", "temporal"])
-def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(
-    configure, planted, tmp_path, stage
-):
-    config = configure(**{f"{stage}__learning_rate": 1e30, "tune__checkpoint_every": 1})
-    with pytest.raises(
-        UserError, match=rf"not a number at {stage} step 2: .*\({stage} step 1\).*learning_rate"
-    ):
-        run(config, tmp_path)
-    kept = load_checkpoint(tmp_path / "checkpoints")
-    assert kept.record["stage"] == stage and kept.record["step"] == 1
-    assert all(t.isfinite().all() for t in kept.tensors.values() if t.is_floating_point())
-
-
-def test_a_finished_run_does_nothing_again(uninterrupted, configure, monkeypatch):
-    before = (uninterrupted / "motion.safetensors").read_bytes()
-    monkeypatch.setattr(tune, "run_stage", None)
-    run(configure(), uninterrupted)
-    assert (uninterrupted / "motion.safetensors").read_bytes() == before
-
-
-def test_another_run_in_the_directory_is_refused_with_what_differs(uninterrupted, configure):
-    with pytest.raises(
-        UserError, match=r"(?s)another run.*temporal\.rank: 2 there, 3 now.*tune\.seed.*--fresh"
-    ):
-        run(configure(temporal__rank=3, tune__seed=5), uninterrupted)
-    run(configure(tune__log_every=3, generate__seeds=[0, 7]), uninterrupted)
-    assert len(json.loads((uninterrupted / "samples" / "samples.json").read_text())) == 2
-
-
-def test_another_clip_under_the_same_name_is_noticed(configure, planted, tmp_path, moving_square):
-    path = tmp_path / "clip.mp4"
-    write_clip(path, moving_square, 8)
-    config = configure(clip__path=str(path))
-    with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path / "run", InterruptingConsole("spatial", 1))
-    write_clip(path, moving_square.flip(0), 8)
-    with pytest.raises(UserError, match="another clip"):
-        run(config, tmp_path / "run")
-
-
 def test_several_references_are_drawn_from_in_both_stages(configure, planted, tmp_path, moving_square):
     """Two looks and lengths of one motion, each with its caption; resumed bit for bit, named in the file."""
     paths = [str(tmp_path / "a.mp4"), str(tmp_path / "b.mp4")]
@@ -375,9 +127,7 @@ def test_several_references_are_drawn_from_in_both_stages(configure, planted, tm
         assert all(sum(same) == 1 for same in texts) and 8 <= sum(same[0] for same in texts) <= 32
         for sample, same in zip(drawn, texts, strict=True):
             which = same.index(True)
-            known = (
-                materials[which].frame_latents if name == "spatial" else sparse[which].draw(generator)[:1]
-            )
+            known = materials[which].frame_latents if name == "spatial" else sparse[which].draw(generator)[:1]
             assert any(torch.equal(sample.latents[0], one) for one in known)
 
 
@@ -433,17 +183,6 @@ def test_every_option_of_the_temporal_stage_trains(configure, planted, tmp_path)
     assert not any(".o." in name for name in load_file(tmp_path / "motion.safetensors"))
     steps = [row["step"] for row in json.loads((tmp_path / "samples" / "samples.json").read_text())]
     assert steps == [2, 4, 6]
-
-
-def test_a_sample_that_a_stop_left_out_is_made_when_the_run_goes_on(configure, planted, tmp_path):
-    """The checkpoint of a step comes before its sample; in between a run may be stopped or killed."""
-    config = configure(tune__sample_every=2)
-    with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path, InterruptingConsole("temporal", 2))
-    assert not (tmp_path / "samples").exists()
-    run(config, tmp_path)
-    rows = json.loads((tmp_path / "samples" / "samples.json").read_text())
-    assert [row["step"] for row in rows] == [2, 4, STEPS]
 
 
 def test_a_clip_is_classified_alone(configure, tmp_path):
