@@ -30,7 +30,7 @@ def frame_draw(material: Material) -> Draw:
     def draw(generator: torch.Generator, batch: int, step: int) -> Sample:
         latents = material.frame_latents
         index = torch.randint(material.num_frames, (batch,), generator=generator)
-        return Sample(latents[index.to(latents.device)], None, material.text, ("spatial",))
+        return Sample(latents[index.to(latents.device)], None, material.text)
 
     return draw
 
@@ -40,12 +40,11 @@ def clip_draw(sparse: SparseClip, settings: TemporalConfig) -> Draw:
     material = sparse.material
 
     def draw(generator: torch.Generator, batch: int, step: int) -> Sample:
-        active = ("spatial", "temporal")
         if step > settings.steps - settings.whole_steps:
             whole = material.latents
             clips = whole_clips(batch, settings.sparse_frames, whole.shape[1])
-            return Sample(whole.expand(clips, -1, -1, -1, -1), None, material.text, active)
+            return Sample(whole.expand(clips, -1, -1, -1, -1), None, material.text)
         latents, positions = sparse.draw(generator)
-        return Sample(latents.expand(batch, -1, -1, -1, -1), positions, material.text, active)
+        return Sample(latents.expand(batch, -1, -1, -1, -1), positions, material.text)
 
     return draw

@@ -85,21 +85,18 @@ def recolour(frames: Tensor, renamed: dict[str, str]) -> Tensor:
 
 def _other(caption: str, named: list[str], number: int) -> Look:
     rng = random.Random(number)
-    for gap in itertools.count(APART, -1):  # less where so many colours cannot be that far apart
+    for apart in itertools.count(APART, -1):  # less where so many colours cannot be that far apart
         drawn = rng.sample(list(COLOURS), len(named))
         renamed = dict(zip(named, drawn, strict=True))
-        if all(a != b for a, b in renamed.items()) and _least_gap(drawn) > gap:
+        pairs = itertools.combinations((COLOURS[name] for name in drawn), 2)
+        if all(a != b for a, b in renamed.items()) and all(gap(*pair) > apart for pair in pairs):
             break
     return Look(_WORD.sub(lambda word: renamed[_name(word[0])], caption), renamed)
 
 
-def _least_gap(names: list[str]) -> int:
-    """Of 255, in the channel where they differ most; over all pairs."""
-    gaps = [
-        max(abs(a - b) for a, b in zip(COLOURS[one], COLOURS[other], strict=True))
-        for one, other in itertools.combinations(names, 2)
-    ]
-    return min(gaps, default=255)
+def gap(one: Sequence[float], other: Sequence[float]) -> float:
+    """Between two colours, of 255, in the channel where they differ most."""
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
 def _name(word: str) -> str:

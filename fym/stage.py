@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from fym import memory
-from fym.adapters import AdapterStack
 from fym.bands import Band
 from fym.checkpoint import load_checkpoint, save_checkpoint
 from fym.config import StageConfig, TuneConfig
@@ -37,7 +36,6 @@ class Sample(NamedTuple):
     latents: Tensor  # (B,C,F',h,w)
     positions: Tensor | None  # (F',) time positions, None = 0, 1, 2, ...
     text: Tensor  # (1,L,d_text)
-    active: tuple[str, ...]  # adapters in the forward pass; those of the stage are trained
 
 
 Draw = Callable[[torch.Generator, int, int], Sample]
@@ -80,23 +78,18 @@ def run_stage(
     """
     settings, tune = stage.settings, stage.tune
     assert state.optimizer is not None
-    stacks: dict[tuple[str, ...], AdapterStack] = {}
+    parameters = list(state.adapters[stage.name].parameters())
     seconds = []
     console.start_stage(stage.name, settings.steps)
     try:
-        everything = [(adapter, 1.0) for adapter in state.adapters.values()]
+        acting = [(adapter, 1.0) for adapter in state.acting]
         looked_at = folder.parent if ranks.first else None
-        with family.attention(adapters=everything) as control, asked_between_steps(looked_at) as asked:
+        with family.attention(adapters=acting) as control, asked_between_steps(looked_at) as asked:
             memory.reset_peak(family.device)
             for step in range(state.step + 1, settings.steps + 1):
                 started = time.perf_counter()
                 sample = stage.draw(state.generator, settings.batch_size, step)
-                if sample.active not in stacks:
-                    active = [(state.adapters[name], 1.0) for name in sample.active]
-                    stacks[sample.active] = family.stack(active)
-                control.stack, control.time_positions = stacks[sample.active], sample.positions
-                acting = [p for name in sample.active for p in state.adapters[name].parameters()]
-                parameters = [p for p in acting if p.requires_grad]
+                control.time_positions = sample.positions
                 figures = ranks.sum(_backward(family, stage, state.generator, sample, control, ranks))
                 ranks.sum_gradients(parameters)
                 norm = torch.nn.utils.clip_grad_norm_(parameters, tune.grad_clip or float("inf"))

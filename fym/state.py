@@ -48,6 +48,11 @@ class TuningState:
     stage: str = STAGES[0]
     step: int = 0
 
+    @property
+    def acting(self) -> list[HeadLora]:
+        """The adapters in the forward passes of the present stage, of which the last one trains."""
+        return [self.adapters[name] for name in STAGES[: STAGES.index(self.stage) + 1]]
+
     def checkpoint(self) -> Checkpoint:
         tensors = {"generator": self.generator.get_state()}
         for name, adapter in self.adapters.items():
@@ -60,13 +65,11 @@ class TuningState:
 
     def enter(self, stage: str, config: Config) -> None:
         """Starts a stage: only its own adapters train, the others stay as they are."""
-        trained = []
         for name, adapter in self.adapters.items():
-            adapter.requires_grad_((name == "temporal") == (stage == "temporal"))
-            trained += [p for p in adapter.parameters() if p.requires_grad]
+            adapter.requires_grad_(name == stage)
         self.stage, self.step = stage, 0
         settings = config.spatial if stage == "spatial" else config.temporal
-        self.optimizer = new_optimizer(trained, settings, config.tune)
+        self.optimizer = new_optimizer(list(self.adapters[stage].parameters()), settings, config.tune)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Takes over generator, step and optimiser from a checkpoint of the present stage."""
@@ -91,12 +94,13 @@ def begin(
     """
     identity = {"model": family.model_hash, "clip": " ".join(clip.sha256 for clip in clips)}
     state = TuningState(torch.Generator().manual_seed(config.tune.seed), identity)
-    layers = range(family.num_layers)
-    spatial = (config.spatial, [head_map.spatial_heads(n) for n in layers])
-    temporal = (config.temporal, [head_map.temporal_heads(n) for n in layers])
-    for name, (settings, heads) in {"spatial": spatial, "temporal": temporal}.items():
+    kinds = {
+        "spatial": (config.spatial, head_map.spatial_heads),
+        "temporal": (config.temporal, head_map.temporal_heads),
+    }
+    for name, (settings, heads) in kinds.items():
         state.adapters[name] = HeadLora(
-            heads,
+            [heads(n) for n in range(family.num_layers)],
             num_heads=family.num_heads,
             head_dim=family.head_dim,
             rank=settings.rank,

@@ -101,7 +101,8 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
     for title, rows in Plan.of(config, run_dir, family, clips).tables():
         console.table(title, rows)
     timings = Timings(run_dir / "timings.json", family.device, writes=ranks.first)
-    materials = _materials(config, family, clips, run_dir, writes=ranks.first)
+    described = in_looks(clips, config.clip.captions, config.tune.looks)
+    materials = _materials(family, described, run_dir, writes=ranks.first)
     samples = Samples(run_dir, config.generate, config.clip.prompt, tracker, writes=ranks.first)
     with ranks.first_ahead():
         sparse = _prepare(materials, config, run_dir, timings)
@@ -180,7 +181,7 @@ def classify_clip(config: Config, run_dir: Path, *, console: Console) -> HeadMap
     """Stage 1 alone: heads.json and heads.png in `run_dir`."""
     family = _load(config)
     clips = read_references(config.clip, family)
-    materials = _materials(config, family, clips, run_dir)[: len(clips)]
+    materials = _materials(family, in_looks(clips, config.clip.captions, 1), run_dir)
     timings = Timings(run_dir / "timings.json", family.device)
     return _classify(config, run_dir, family, materials, timings, console)
 
@@ -197,11 +198,9 @@ def _shard(family: Family, ranks: Ranks, console: Console) -> None:
 
 
 def _materials(
-    config: Config, family: Family, clips: Sequence[Clip], run_dir: Path, *, writes: bool = True
+    family: Family, described: Sequence[tuple[Clip, str]], run_dir: Path, *, writes: bool = True
 ) -> list[Material]:
-    """Of each clip, and after those of each in its other looks."""
     cache = run_dir / "cache"
-    described = in_looks(clips, config.clip.captions, config.tune.looks)
     return [Material(family, clip, caption, cache, writes=writes) for clip, caption in described]
 
 

@@ -110,7 +110,7 @@ def peak(model: str, weights: str, phase: str, recompute: str, size: Sequence[in
         state = TuningState(torch.Generator().manual_seed(0), {}, adapters)
         state.enter(phase, config)
         batch = latents[:, :1].expand(SPATIAL_BATCH, -1, -1, -1, -1) if phase == "spatial" else latents[None]
-        sample = Sample(batch, None, text, ("spatial",) if phase == "spatial" else ("spatial", "temporal"))
+        sample = Sample(batch, None, text)
         weight = config.temporal.motion_weight if phase == "temporal" else 0.0
         stage = Stage(phase, getattr(config, phase), config.tune, lambda *_: sample, weight)
         with tempfile.TemporaryDirectory() as folder:

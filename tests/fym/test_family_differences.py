@@ -222,7 +222,7 @@ class TestTwoExperts:
         config = load_config(None, {"clip.path": "x"})
         latents, text = noisy(family, batch=400), torch.zeros(1)
         stage = Stage("spatial", config.spatial, config.tune, lambda g, b: None)
-        sample, generator = Sample(latents, None, text, ()), torch.Generator().manual_seed(0)
+        sample, generator = Sample(latents, None, text), torch.Generator().manual_seed(0)
         _backward(family, stage, generator, sample, AttentionControl(), ALONE)
         assert 875 <= min(seen) < 880 and 990 < max(seen) <= 1000
 

@@ -13,6 +13,7 @@ from fym.console import QuietConsole
 from fym.errors import UserError
 from fym.estimate import estimate
 from fym.families import load_family
+from fym.looks import in_looks
 from fym.material import Material, SparseClip, read_references
 from fym.motion_file import load_motion_file
 from fym.stage import rate_factor
@@ -117,7 +118,7 @@ def test_several_references_are_drawn_from_in_both_stages(configure, planted, tm
 
     family = load_family(config.model.path, dtype="float32")
     clips = read_references(config.clip, family)
-    materials = tune._materials(config, family, clips, tmp_path / "straight")
+    materials = tune._materials(family, in_looks(clips, config.clip.captions, 1), tmp_path / "straight")
     sparse = [SparseClip(material, config.temporal) for material in materials]
     generator = torch.Generator().manual_seed(0)
     for name in ("spatial", "temporal"):
@@ -146,7 +147,9 @@ def test_looks_are_tuned_on_and_the_heads_judged_by_the_clip_itself(
     about = load_motion_file(tmp_path / "motion.safetensors").metadata
     assert about["looks"] == 3 and [one["caption"] for one in about["references"]] == ["an orange square"]
     family = load_family(config.model.path, dtype="float32")
-    materials = tune._materials(config, family, read_references(config.clip, family), tmp_path)
+    materials = tune._materials(
+        family, in_looks(read_references(config.clip, family), config.clip.captions, 3), tmp_path
+    )
     assert len(judged) == 1 and torch.equal(judged[0], materials[0].latents)
     assert len({material.caption for material in materials}) == 3
 
@@ -155,7 +158,8 @@ def test_one_reference_takes_no_random_number(configure, tmp_path):
     """So its results are what they were before there could be several."""
     config = configure()
     family = load_family(config.model.path, dtype="float32")
-    [material] = tune._materials(config, family, read_references(config.clip, family), tmp_path)
+    [clip] = read_references(config.clip, family)
+    [material] = tune._materials(family, [(clip, "a square")], tmp_path)
     sparse = [SparseClip(material, config.temporal)]
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()
@@ -247,6 +251,7 @@ def test_an_estimate_changes_nothing(configure, planted, tmp_path):
     [clip] = read_references(config.clip, family)
     material = Material(family, clip, "a square", tmp_path / "cache")
     state, _ = begin(config, tmp_path, family, [clip], tune.classify(family, None, None, None, seed=0))
+    assert state.acting == [state.adapters["spatial"]]
     before = {name: value.clone() for name, value in state.checkpoint().tensors.items()}
     stage = tune._stage("temporal", config, [SparseClip(material, config.temporal)])
     made = estimate(family, stage, state, config)
@@ -254,6 +259,8 @@ def test_an_estimate_changes_nothing(configure, planted, tmp_path):
     after = state.checkpoint().tensors
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     assert (state.stage, state.step) == ("spatial", 0) and not family.transformer.training
+    state.enter("temporal", config)
+    assert state.acting == [state.adapters["spatial"], state.adapters["temporal"]]
 
 
 def test_the_plan_names_what_will_happen_and_writes_nothing(configure, tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +14,7 @@ TEXTURES = ("plain", "striped", "checked", "dotted")
 
 def distinct(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     """Whether two colours differ by more than 70 of 255 in some channel."""
-    return float(np.abs(np.subtract(a, b)).max()) > 70
+    return looks.gap(a, b) > 70
 
 
 def partner(colour: tuple[float, ...]) -> tuple[float, ...]:
