@@ -2,7 +2,9 @@
 
 Between tokens only self-attention exchanges anything. Before it each process sends the heads of its tokens to
 the processes that attend with them and gets the tokens of its own heads; after it the way back (Ulysses,
-arXiv 2309.14509). B batch, S tokens in all, c bands, H heads, D head dim.
+arXiv 2309.14509). Text in the same sequence is computed by every process, but attends with its own heads
+only, so that the gradients of all processes add up for the text as well.
+B batch, S tokens of the latents in all, L of the text, c bands, H heads, D head dim.
 """
 
 from __future__ import annotations
@@ -56,6 +58,15 @@ class Band:
     def by_tokens(self, heads: Tensor) -> Tensor:
         """The reverse of `by_heads`."""
         parts = heads.unflatten(-3, (self.count, -1)).movedim(-4, 0)
+        return _exchange(parts, self.group).movedim(0, -3).flatten(-3, -2)
+
+    def text_by_heads(self, tokens: Tensor) -> Tensor:
+        """(...,B,L,H,D), which every process has, to (...,B,L,H/c,D), the heads that `by_heads` gives."""
+        return tokens.chunk(self.count, -2)[self.index]
+
+    def text_by_tokens(self, heads: Tensor) -> Tensor:
+        """The reverse of `text_by_heads`."""
+        parts = heads.expand(self.count, *heads.shape)  # all of it to each, whose gradients come back
         return _exchange(parts, self.group).movedim(0, -3).flatten(-3, -2)
 
 

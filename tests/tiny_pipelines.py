@@ -25,7 +25,7 @@ def save_tiny_wan_a14b(folder: Path) -> Path:
     return _save_wan(folder, 0, experts=2, boundary_ratio=0.875)
 
 
-def save_tiny_wan_5b(folder: Path) -> Path:
+def save_tiny_wan_5b(folder: Path, **sizes: int) -> Path:
     """Wan 2.2 TI2V: 16 x 16 pixels and 48 channels in a latent, a timestep for every token."""
     vae = {
         "z_dim": 48,
@@ -37,7 +37,7 @@ def save_tiny_wan_5b(folder: Path) -> Path:
         "latents_std": [0.9] * 48,
         "scale_factor_spatial": 16,
     }
-    return _save_wan(folder, 0, channels=48, vae=vae, size=(64, 96), expand_timesteps=True)
+    return _save_wan(folder, 0, channels=48, vae=vae, size=(64, 96), expand_timesteps=True, **sizes)
 
 
 def _save_wan(

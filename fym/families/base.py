@@ -40,12 +40,17 @@ class AttentionControl:
     grid: tuple[int, int, int] = (0, 0, 0)
     _axes: dict[tuple[int, int, int], tuple[Tensor, ...]] = field(default_factory=dict)
 
+    @property
+    def whole_grid(self) -> tuple[int, int, int]:
+        """(F',H',W') of the clip, of which `grid` may be a band."""
+        sizes = list(self.grid)
+        if self.band is not None:
+            sizes[self.band.axis] *= self.band.count
+        return sizes[0], sizes[1], sizes[2]
+
     def positions(self) -> tuple[Tensor, Tensor, Tensor]:
         """Positions of the (time, row, column) axes for the grid of the present forward pass."""
-        whole, band = self.grid, self.band
-        if band is not None:
-            frames, rows, columns = (n * band.count if k == band.axis else n for k, n in enumerate(whole))
-            whole = frames, rows, columns
+        whole, band = self.whole_grid, self.band
         if whole not in self._axes:
             self._axes[whole] = tuple(torch.arange(n, dtype=torch.float64) for n in whole)
         time = self.time_positions
@@ -115,7 +120,9 @@ class Family(ABC):
     def band_axis(self, latents: Tensor, bands: int) -> int | None:
         """Along which axis, 0 time, 1 rows or 2 columns, a forward pass on latents (...,F',h,w) can be split
         into bands that processes work on (fym.bands); None: it cannot."""
-        return None
+        grid = self.grid(latents)
+        fitting = (axis for axis in (2, 1, 0) if grid[axis] % bands == 0)
+        return None if self.num_heads % bands else next(fitting, None)
 
     def stack(self, adapters: Sequence[tuple[HeadLora, float]]) -> AdapterStack:
         """Adapters with their strengths, laid out as it is quickest for the model's dtype."""

@@ -7,6 +7,7 @@ no RoPE at all. Shapes: B batch, L tokens of the text, S of the latents, d chann
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -65,10 +66,17 @@ class CogVideoXAttention:
             )
         if control.on_qk is not None:
             control.on_qk(self.layer, query[:, text_tokens:], key[:, text_tokens:])
+        band = control.band
+        if band is not None:
+            of_text, of_latents = torch.stack((query, key, value)).tensor_split([text_tokens], dim=2)
+            query, key, value = torch.cat([band.text_by_heads(of_text), band.by_heads(of_latents)], dim=2)
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
-        out = project_out(attn, attended.transpose(1, 2).flatten(2, 3), control.stack, self.layer)
-        text, latents = attn.to_out[1](out).split([text_tokens, length - text_tokens], dim=1)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask).transpose(1, 2)
+        if band is not None:
+            of_text, of_latents = attended.tensor_split([text_tokens], dim=1)
+            attended = torch.cat([band.text_by_tokens(of_text), band.by_tokens(of_latents)], dim=1)
+        out = project_out(attn, attended.flatten(2, 3), control.stack, self.layer)
+        text, latents = attn.to_out[1](out).tensor_split([text_tokens], dim=1)
         return latents, text
 
 
@@ -83,13 +91,13 @@ def positions(control: AttentionControl, sample: tuple[int, int] | None) -> tupl
     time, rows, columns = control.positions()
     if sample is None:
         return time, rows, columns
-    height, width = len(rows), len(columns)
-    (top, left), (bottom, right) = get_resize_crop_region_for_grid((height, width), sample[1], sample[0])
-    return (
-        time,
-        torch.linspace(top, bottom * (height - 1) / height, height, dtype=torch.float64),
-        torch.linspace(left, right * (width - 1) / width, width, dtype=torch.float64),
+    size = control.whole_grid[1:]
+    start, stop = get_resize_crop_region_for_grid(size, sample[1], sample[0])
+    rows, columns = (
+        first + places * (last * (n - 1) / n - first) / max(n - 1, 1)
+        for places, first, last, n in zip((rows, columns), start, stop, size, strict=True)
     )
+    return time, rows, columns
 
 
 @contextmanager
@@ -112,7 +120,7 @@ def attention(transformer: Any, control: AttentionControl) -> Iterator[None]:
         return -(-frames // (patch_t or 1)), height // patch, width // patch
 
     embed = transformer.patch_embed
-    moved = embed.register_forward_hook(lambda module, inputs, out: _move_in_time(module, out, control))
+    moved = embed.register_forward_hook(lambda module, inputs, out: _move(module, out, control))
     try:
         with attending(transformer, control, [b.attn1 for b in blocks], processors, embed, grid):
             yield
@@ -120,22 +128,29 @@ def attention(transformer: Any, control: AttentionControl) -> Iterator[None]:
         moved.remove()
 
 
-def _move_in_time(embed: Any, tokens: Tensor, control: AttentionControl) -> Tensor:
-    """The 2B model has no RoPE but sine and cosine of a token's place added to it; the first quarter of the
-    channels tells the time. Moves those of the latents' tokens to the time positions that were set."""
-    if control.time_positions is None or not embed.use_positional_embeddings:
+def _move(embed: Any, tokens: Tensor, control: AttentionControl) -> Tensor:
+    """The 2B model has no RoPE but sines and cosines of a token's place added to it: a quarter of the
+    channels for the time, then halves of the rest for column and row. Moves the latents' tokens from the
+    places that count from 0 to the positions of `control`."""
+    if (control.time_positions is None and control.band is None) or not embed.use_positional_embeddings:
         return tokens
     from diffusers.models.embeddings import get_1d_sincos_pos_embed_from_grid
 
-    channels, times = tokens.shape[-1] // 4, control.positions()[0]
-    plain = torch.arange(len(times), dtype=torch.float64)
-    new, old = (
-        get_1d_sincos_pos_embed_from_grid(channels, t / embed.temporal_interpolation_scale, output_type="pt")
-        for t in (times, plain)
-    )
-    shift = (new - old).repeat_interleave(control.grid[1] * control.grid[2], dim=0)
-    places = tokens.shape[1] - len(shift), tokens.shape[-1] - channels
-    return tokens + torch.nn.functional.pad(shift, (0, places[1], places[0], 0)).to(tokens)
+    moved = tokens.clone()
+    latents = moved[:, -math.prod(control.grid) :].unflatten(1, control.grid)
+    eighth, scale = tokens.shape[-1] // 8, embed.spatial_interpolation_scale
+    channels = latents.split([2 * eighth, 3 * eighth, 3 * eighth], dim=-1)
+    for part, axis, apart in zip(
+        channels, (0, 2, 1), (embed.temporal_interpolation_scale, scale, scale), strict=True
+    ):
+        there = control.positions()[axis]
+        new, old = (
+            get_1d_sincos_pos_embed_from_grid(part.shape[-1], places / apart, output_type="pt")
+            for places in (there, torch.arange(len(there), dtype=torch.float64))
+        )
+        shape = [len(there) if k == axis else 1 for k in range(3)]
+        part += (new - old).to(part).view(*shape, -1)
+    return moved
 
 
 COG_DEFAULTS = Defaults(

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor
 
@@ -51,7 +52,7 @@ class HunyuanVideoAttention:
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         control, dual = self.control, attn.add_q_proj is not None
-        latent_tokens, heads = hidden_states.shape[1], (attn.heads, -1)
+        lengths, heads = [hidden_states.shape[1], encoder_hidden_states.shape[1]], (attn.heads, -1)
         tokens = hidden_states if dual else torch.cat([hidden_states, encoder_hidden_states], dim=1)
         query, key, value = (x.unflatten(2, heads) for x in project(attn, tokens, control.stack, self.layer))
         query, key = fym_kernels.qk_norm_rope(
@@ -66,7 +67,7 @@ class HunyuanVideoAttention:
             norm="per_head",
         )
         if control.on_qk is not None:
-            control.on_qk(self.layer, query[:, :latent_tokens], key[:, :latent_tokens])
+            control.on_qk(self.layer, query[:, : lengths[0]], key[:, : lengths[0]])
         if dual:
             text = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
             text_query, text_key, text_value = (
@@ -75,6 +76,12 @@ class HunyuanVideoAttention:
             query = torch.cat([query, attn.norm_added_q(text_query)], dim=1)
             key = torch.cat([key, attn.norm_added_k(text_key)], dim=1)
             value = torch.cat([value, text_value], dim=1)
+        band = control.band
+        if band is not None:
+            of_latents, of_text = torch.stack((query, key, value)).split(lengths, dim=2)
+            query, key, value = torch.cat([band.by_heads(of_latents), band.text_by_heads(of_text)], dim=2)
+            if attention_mask is not None:  # it tells text from padding, behind the latents' tokens
+                attention_mask = F.pad(attention_mask, (query.shape[1] - sum(lengths), 0), value=True)
         attended = dispatch_attention_fn(
             query,
             key,
@@ -82,8 +89,11 @@ class HunyuanVideoAttention:
             attn_mask=attention_mask,
             backend=self._attention_backend,
             parallel_config=self._parallel_config,
-        ).flatten(2, 3)
-        latents, text_out = attended.split([latent_tokens, attended.shape[1] - latent_tokens], dim=1)
+        )
+        latents, text_out = attended.split([attended.shape[1] - lengths[1], lengths[1]], dim=1)
+        if band is not None:
+            latents, text_out = band.by_tokens(latents), band.text_by_tokens(text_out)
+        latents, text_out = latents.flatten(2, 3), text_out.flatten(2, 3)
         if not dual:
             return latents, text_out
         latents = attn.to_out[1](project_out(attn, latents, control.stack, self.layer))

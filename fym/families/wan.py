@@ -76,12 +76,6 @@ class WanFamily(PipelineFamily):
     def patch(self) -> tuple[int, int, int]:
         return tuple(self.transformer.config.patch_size)
 
-    def band_axis(self, latents: Tensor, bands: int) -> int | None:
-        if self.num_heads % bands:
-            return None
-        grid = self.grid(latents)
-        return next((axis for axis in (2, 1, 0) if grid[axis] % bands == 0), None)
-
     def rebuild(self, parts: dict[str, Any]) -> Any:
         config = self.pipeline.config
         return type(self.pipeline)(

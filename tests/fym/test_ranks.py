@@ -17,13 +17,11 @@ from safetensors.torch import load_file
 import fym
 from benchmarks.faults import contents
 from fym import cli, stage, tune
-from fym.bands import Band
 from fym.checkpoint import load_checkpoint
 from fym.config_file import load_config, to_toml
 from fym.console import QuietConsole
 from fym.errors import UserError
 from fym.families import load_family
-from fym.families.base import AttentionControl
 from fym.fit import fitting
 from fym.ranks import ALONE, Ranks, check_device
 
@@ -340,23 +338,6 @@ def test_too_few_samples_are_refused_with_what_to_set(tiny_family):
     assert Ranks(0, 3).bands("spatial", 1, axis) == 3 and Ranks(0, 6).bands("spatial", 2, axis) == 3
     with pytest.raises(UserError, match=r"2 processes are too many for the spatial.*spatial\.batch_size"):
         Ranks(0, 2).bands("spatial", 1, axis)
-
-
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_bands_sit_where_they_are_in_the_clip(axis):
-    """Latents and positions of all bands, put together, are those of the whole clip."""
-    latents, times = torch.randn(2, 4, 6, 8, 12), torch.tensor([0.0, 1, 3, 4, 7, 9])
-    whole = AttentionControl(time_positions=times, grid=(6, 4, 6)).positions()
-    parts, places = [], []
-    for index in range(2):
-        band = Band(axis, index, 2, None)
-        parts.append(band.of(latents))
-        grid = tuple(n // 2 if k == axis else n for k, n in enumerate((6, 4, 6)))
-        places.append(AttentionControl(time_positions=times, band=band, grid=grid).positions())
-    assert torch.equal(torch.cat(parts, axis - 3), latents)
-    for k in range(3):
-        both = torch.cat([place[k] for place in places]) if k == axis else places[0][k]
-        assert torch.equal(both, whole[k])
 
 
 def test_one_process_exchanges_nothing():
