@@ -69,8 +69,8 @@ def run(
     Goes on where it was stopped, by whatever. Started several times with the same folders, the processes
     share the work. A case that fails is noted and tried again the next time; the exit code is then 1.
     """
-    from fym.motionbench.run import Options
     from fym.motionbench.run import run as run_bench
+    from fym.motionbench.units import Options
 
     return run_bench(
         Options(

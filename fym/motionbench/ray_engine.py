@@ -18,7 +18,7 @@ import torch
 from fym.console import Console
 from fym.errors import UserError
 from fym.motionbench.results import Row
-from fym.motionbench.run import Bench, Options, claimed
+from fym.motionbench.units import Bench, Options, claimed
 
 
 def run_on_ray(bench: Bench) -> None:

@@ -27,8 +27,9 @@ from fym.motionbench.case import Case
 from fym.motionbench.judge import Judge
 from fym.motionbench.methods import TunedMethod
 from fym.motionbench.results import Results
-from fym.motionbench.run import Bench, Options, claimed, run
+from fym.motionbench.run import run
 from fym.motionbench.suite import cases
+from fym.motionbench.units import Bench, Options, claimed
 
 FYM = (
     "fym spatial.steps=2,temporal.steps=3,temporal.sparse_frames=9,spatial.rank=2,temporal.rank=2,"
@@ -43,7 +44,8 @@ import sys
 from pathlib import Path
 from test_run import NAMES, digest
 from fym.motionbench.judge import Judge
-from fym.motionbench.run import Options, run
+from fym.motionbench.run import run
+from fym.motionbench.units import Options
 
 Judge.scores = digest
 if __name__ == "__main__":
@@ -238,7 +240,7 @@ def test_what_others_are_at_is_left_to_them(options, tmp_path: Path, monkeypatch
     chosen = options(tmp_path, methods=("base",), names=NAMES[:1])
     bench = Bench(chosen)
     code = (
-        "import sys; from pathlib import Path; from fym.motionbench.run import claimed\n"
+        "import sys; from pathlib import Path; from fym.motionbench.units import claimed\n"
         "with claimed(Path(sys.argv[1])) as mine:\n    print(mine, flush=True); sys.stdin.read()"
     )
     folder = bench.folder(bench.units[-1])
