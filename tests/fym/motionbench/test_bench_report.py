@@ -351,15 +351,8 @@ def test_the_page_is_one_well_formed_offline_file(written: Path) -> None:
         and "No clip of: reference, fym, lora" in found.text
         and found.tags.count("svg") == 2
     )
-    for words in (
-        "How to read it",
-        "Control rows",
-        "by category",
-        "time and memory",
-        "every case",
-        "fym motionbench run",
-    ):
-        assert words in found.text
+    parts = ("How to read it", "Control rows", "by category", "time and memory", "every case")
+    assert all(words in found.text for words in (*parts, "fym motionbench run"))
     assert "velocity cosine: fym is better than lora, base; a tie with two-stage." in found.text
     assert "Ablations, velocity cosine: fym is worse than no-motion-loss." in found.text
 
