@@ -160,6 +160,7 @@ def train(dry_run: bool, plan_for: str | None, fresh: bool, **given: Any) -> Non
     FieldOption("generate.spatial_scale", "--spatial-scale", multiple=True),
     FieldOption("generate.steps", "--steps"),
     FieldOption("generate.guidance_scale", "--guidance-scale"),
+    FieldOption("generate.negative_prompt", "--negative-prompt"),
     FieldOption("generate.frames", "--frames"),
     FieldOption("generate.height", "--height"),
     FieldOption("generate.width", "--width"),

@@ -304,6 +304,7 @@ class GenerateConfig:
     guidance_scale: float = option(
         -1.0, "guidance scale, kept in the motion file; below 0 = the motion file's, or else the model's"
     )
+    negative_prompt: str = option("", "what guidance leads away from")
     frames: int = option(0, "number of frames, 4k+1; 0 = the model's", low=0, check=_frames_4k1)
     height: int = option(0, "height in pixels; 0 = the model's", low=0)
     width: int = option(0, "width in pixels; 0 = the model's", low=0)

@@ -31,6 +31,7 @@ def generate(
     width: int = 0,
     steps: int = 0,
     guidance_scale: float | None = None,
+    negative_prompt: str = "",
 ) -> list[Tensor]:
     """One clip (F,H,W,3) uint8 per prompt and seed, prompts outermost; 0 and None are the model's own values.
 
@@ -38,9 +39,9 @@ def generate(
     temporal_scale (motion) and spatial_scale (the reference's look), one number for all files or one for
     each; the time positions are the plain 0 ... F'-1. A temporal adapter acts in the steps whose noise level
     (timestep over 1000) is at least lowest_noise, None = the level from which it was trained;
-    guidance_scale = None is the least that the motion files are meant for. At lowest_noise 0 the result
-    equals that of the plain diffusers pipeline with the motion files loaded, a CPU generator of the same seed
-    and the same settings.
+    guidance_scale = None is the least that the motion files are meant for; guidance leads away from
+    negative_prompt. At lowest_noise 0 the result equals that of the plain diffusers pipeline with the motion
+    files loaded, a CPU generator of the same seed and the same settings.
     Raises UserError for a size that does not fit the model, or a spatial_scale without a spatial adapter.
     """
     defaults = family.defaults
@@ -55,7 +56,8 @@ def generate(
         guidance_scale = min((s for s in meant if s is not None), default=defaults.guidance_scale)
     parts = _parts(motions, _each(temporal_scale, motions), _each(spatial_scale, motions), lowest_noise)
     adapters = [(adapter, scale) for adapter, scale, _ in parts]
-    texts = family.encode_prompts([*prompts, ""]).split(1)  # together: the text encoder moves once
+    # Together: the text encoder moves once.
+    texts = family.encode_prompts([*prompts, negative_prompt]).split(1)
     clips = []
     with family.attention(adapters=adapters) as control, _windows(family, control, parts):
         for text in texts[:-1]:
@@ -101,6 +103,7 @@ def one_clip(
         width=config.width,
         steps=config.steps,
         guidance_scale=None if config.guidance_scale < 0 else config.guidance_scale,
+        negative_prompt=config.negative_prompt,
     )
     return clip
 

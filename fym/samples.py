@@ -35,7 +35,7 @@ class Samples:
 
     def encode(self, family: Family) -> None:
         """What `make` needs of the text encoders, which may be freed then."""
-        family.encode_prompts([*self.prompts, ""])
+        family.encode_prompts([*self.prompts, self.config.negative_prompt])
 
     def make(self, family: Family, motion: MotionFile, step: int) -> None:
         """Generates what is not there yet, the way `fym generate` does."""

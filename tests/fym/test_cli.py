@@ -301,7 +301,8 @@ class TestGenerate:
             "-o",
             "new/o.mp4",
         ]
-        assert cli.main([*arguments, "--scale", "0.5", "--steps", "7", "--guidance-scale", "1"]) == 0
+        options = ["--scale", "0.5", "--steps", "7", "--guidance-scale", "1", "--negative-prompt", "c"]
+        assert cli.main([*arguments, *options]) == 0
         names = ["o-0-s3.mp4", "o-0-s4.mp4", "o-1-s3.mp4", "o-1-s4.mp4"]
         assert sorted(f.name for f in Path("new").iterdir()) == names
         assert [(c["prompts"], c["seeds"]) for c in sampler] == [
@@ -310,7 +311,8 @@ class TestGenerate:
             (["b"], [3]),
             (["b"], [4]),
         ]
-        assert all((c["temporal_scale"], c["steps"], c["guidance_scale"]) == ([0.5], 7, 1.0) for c in sampler)
+        given = ("temporal_scale", "steps", "guidance_scale", "negative_prompt")
+        assert all([c[name] for name in given] == [[0.5], 7, 1.0, "c"] for c in sampler)
         assert abs(int(read_clip("new/o-1-s3.mp4").frames.float().mean()) - 120) < 3
         assert all(name in capsys.readouterr().out for name in names[:1])
 
@@ -318,6 +320,7 @@ class TestGenerate:
         assert cli.main(["generate", "--prompt", "a"]) == 0
         assert (
             sampler[0]["guidance_scale"] is None
+            and sampler[0]["negative_prompt"] == ""
             and sampler[0]["num_frames"] == 0
             and sampler[0]["motion"] == []
         )

@@ -143,3 +143,15 @@ def test_the_motion_file_says_which_guidance_it_is_meant_for(tiny_family, motion
     [asked] = generate(tiny_family, ["a"], guidance_scale=tiny_family.defaults.guidance_scale, **settings)
     assert torch.equal(own, least) and not torch.equal(own, models)
     assert torch.equal(asked, models)
+
+
+def test_guidance_leads_away_from_the_negative_prompt(tiny_family, motion):
+    """Away from the prompt itself it leads nowhere: then the scale does not matter."""
+    settings = {"motion": load_motion_file(motion), "steps": 2}
+    [nothing, given] = (
+        generate(tiny_family, ["a"], negative_prompt=text, **settings)[0] for text in ("", "b")
+    )
+    assert not torch.equal(nothing, given)
+    settings["negative_prompt"] = "a"
+    [one, three] = (generate(tiny_family, ["a"], guidance_scale=scale, **settings)[0] for scale in (1, 3))
+    assert difference(one, three) <= LEVELS
