@@ -194,17 +194,11 @@ class TemporalConfig(StageConfig):
         low=0,
         high=0.99,
     )
-    camera_share: float = option(
-        1.0,
-        "where more than this share of the picture moves, as when the camera does, the motion is tuned from "
-        "camera_lowest_noise up and in the clip's own look",
-        low=0,
-        high=1,
-    )
     camera_lowest_noise: float = option(
-        0.0,
-        "lowest_noise of such a motion: a moving ground is drawn at lower levels too",
-        low=0,
+        -1.0,
+        "lowest_noise of the motion of a camera, which is tuned in the clip's own look and in tune.scenes: a "
+        "moving ground is drawn at lower levels too; below 0 = as for an object",
+        low=-1,
         high=0.99,
     )
     camera_guidance: float = option(
@@ -246,6 +240,13 @@ class TuneConfig:
         "a caption that names none gives one look",
         low=1,
         high=64,
+    )
+    scenes: list[str] = field(
+        default_factory=list,
+        metadata=about(
+            "further looks of a clip whose camera moves: captions of scenes, of each of which the model "
+            "draws a still for that camera to move over; scenes need things to see, or no motion is seen"
+        ),
     )
     targets: str = option("qkvo", "projections that get an adapter", choices=("qkv", "qkvo"))
     noise: str = option("uniform", "distribution of the noise level", choices=("uniform", "logit_normal"))

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from fym.cache import get_or_make
+from fym.camera import moving_time
 from fym.config import ClipConfig, Config, TemporalConfig
 from fym.errors import UserError
 from fym.families.base import Family
 from fym.positions import COMPRESSION, latent_frames, sparse_frames, time_positions
-from fym.tracks import moving_share
+from fym.tracks import track
 from fym.video import Clip, read_clip
 
 RANDOM_PICKING = ("phase", "groups")
@@ -54,26 +55,31 @@ def read_references(config: ClipConfig, family: Family) -> list[Clip]:
 def for_what_moves(config: Config, clips: Sequence[Clip]) -> Config:
     """The configuration as it is for references of moving objects, or that for a moving camera or a person.
 
-    See `temporal.camera_share`, `temporal.person_lowest_noise` and docs/method-choices.md.
+    See `temporal.camera_lowest_noise`, `temporal.person_lowest_noise` and docs/method-choices.md.
     """
     temporal, tune = config.temporal, config.tune
-    if _camera_moves(temporal, clips):
-        lowest, guidance = temporal.camera_lowest_noise, temporal.camera_guidance
-        tune = replace(tune, looks=1)
-    elif temporal.person_lowest_noise >= 0 and any(map(PERSON.search, config.clip.captions)):
-        lowest, guidance = temporal.person_lowest_noise, temporal.person_guidance
-    else:
+    filmed = replace(config, tune=replace(tune, looks=1))
+    filmed = _acting(filmed, temporal.camera_lowest_noise, temporal.camera_guidance)
+    still = replace(config, tune=replace(tune, scenes=[]))
+    if filmed != still and _camera_moves(clips):
+        return filmed
+    if any(map(PERSON.search, config.clip.captions)):
+        return _acting(still, temporal.person_lowest_noise, temporal.person_guidance)
+    return still
+
+
+def _acting(config: Config, lowest: float, guidance: float) -> Config:
+    """From another noise level up, with another guidance scale unless one is asked for; not so below 0."""
+    if lowest < 0:
         return config
     generate = config.generate
     if generate.guidance_scale < 0:
         generate = replace(generate, guidance_scale=guidance)
-    return replace(config, temporal=replace(temporal, lowest_noise=lowest), tune=tune, generate=generate)
+    return replace(config, temporal=replace(config.temporal, lowest_noise=lowest), generate=generate)
 
 
-def _camera_moves(config: TemporalConfig, clips: Sequence[Clip]) -> bool:
-    if config.camera_share >= 1:  # then nothing need be tracked
-        return False
-    return sum(moving_share(clip.frames) for clip in clips) > config.camera_share * len(clips)
+def _camera_moves(clips: Sequence[Clip]) -> bool:
+    return sum(moving_time(track(clip.frames)) for clip in clips) > len(clips) / 2
 
 
 def encodes_later(config: TemporalConfig) -> bool:

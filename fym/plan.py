@@ -99,7 +99,9 @@ class Plan:
         ]
 
     def _looks(self) -> list[tuple[str, str]]:
-        wanted = self.config.tune.looks
+        wanted, scenes = self.config.tune.looks, len(self.config.tune.scenes)
+        if scenes:
+            return [("looks", f"{scenes + 1}: the clip's, and its camera over stills of tune.scenes")]
         seen = max(len(looks(caption, wanted)) for caption in self.config.clip.captions)
         if seen > 1:
             return [("looks", f"{seen}: the caption's colours, in it and in the clip, become others")]

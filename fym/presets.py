@@ -22,6 +22,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     | {
         "spatial.learning_rate": 3e-3,
         "tune.looks": 12,
+        "tune.scenes": [f"a rough {colour} background" for colour in ("green", "yellow", "brown", "orange")],
         "heads.rule": "cosine",
         "temporal.batch_size": 4,
         "temporal.sparse_frames": 13,
@@ -29,8 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "temporal.latents": "select",
         "temporal.whole_share": 0.7,
         "temporal.lowest_noise": 0.7,
-        "temporal.camera_share": 0.67,
-        "temporal.camera_lowest_noise": 0.35,
+        "temporal.camera_lowest_noise": 0.2,
         "temporal.camera_guidance": 2.5,
         "temporal.person_lowest_noise": 0.2,
         "temporal.person_guidance": 2.0,

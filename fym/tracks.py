@@ -208,13 +208,6 @@ def speed_ratio(reference: Tracks, other: Tracks) -> float:
     return oth / ref if ref > 0 else float("nan")
 
 
-def moving_share(frames: Tensor | Bytes) -> float:
-    """The share of the picture that moves, 0 to 1: of the points seen over `LAG` frames, those that leave the
-    dead zone, the mean over the clip (F,H,W,3) uint8. Near 1 where the camera moves."""
-    moves, seen = track(frames, starts=1).moves()
-    return float(np.mean(moves.sum(0) / np.maximum(seen.sum(0), 1)))
-
-
 def _speed(tracks: Tracks, scale: Floats) -> float:
     step, seen = tracks.displacements(SPEED_LAG)
     moves = (np.linalg.norm(step, axis=-1) > tracks.dead_zone * SPEED_LAG / LAG) & seen

@@ -43,6 +43,7 @@ from fym.samples import Samples
 from fym.sharing import sharing_table
 from fym.stage import Stage, run_stage
 from fym.state import TuningState, begin, check_same_run
+from fym.stills import in_scenes
 from fym.stopping import remove_stop_file
 from fym.trackers import open_tracker
 from fym.video import Clip, write_clip
@@ -102,6 +103,10 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
         console.table(title, rows)
     timings = Timings(run_dir / "timings.json", family.device, writes=ranks.first)
     described = in_looks(clips, config.clip.captions, config.tune.looks)
+    with nullcontext() if family.sharded else ranks.first_ahead(), timings.measure("cache"):
+        described += in_scenes(
+            family, clips, config.tune.scenes, run_dir / "cache", seed=config.tune.seed, writes=ranks.first
+        )
     materials = _materials(family, described, run_dir, writes=ranks.first)
     samples = Samples(run_dir, config.generate, config.clip.prompt, tracker, writes=ranks.first)
     with ranks.first_ahead():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fym.config import ClipConfig, TemporalConfig
+from fym.config import ClipConfig, TemporalConfig, TuneConfig
 from fym.config_file import default_config
 from fym.embedded.scenes import render, unseen_scene
 from fym.errors import UserError
@@ -105,18 +105,29 @@ def test_encoding_in_advance_leaves_nothing_to_the_steps(material, monkeypatch, 
 
 
 @pytest.mark.parametrize(("motion", "camera"), [("square lap", False), ("camera round", True)])
-def test_a_moving_camera_is_learned_at_lower_noise_levels_in_one_look(motion, camera):
+def test_a_moving_camera_is_learned_at_lower_noise_levels_and_over_scenes(motion, camera):
     """Of the rendered motions of one object, the square lap moves most of the picture."""
     clips, preset = [Clip(render(unseen_scene(motion)), 8.0, "clip", "")], default_config()
     found = for_what_moves(preset, clips)
-    assert (found != preset) == camera
     if camera:
-        assert (found.temporal.lowest_noise, found.tune.looks) == (0.35, 1)
+        assert found.temporal.lowest_noise == preset.temporal.camera_lowest_noise > 0
+        assert found.tune.looks == 1 and found.tune.scenes == preset.tune.scenes != []
         assert found.generate.guidance_scale == preset.temporal.camera_guidance > 0
         asked = replace(preset, generate=replace(preset.generate, guidance_scale=6.0))
         assert for_what_moves(asked, clips).generate.guidance_scale == 6.0
-    always = replace(preset, temporal=TemporalConfig(lowest_noise=0.3))
-    assert for_what_moves(always, clips) == always
+    else:
+        assert found == replace(preset, tune=replace(preset.tune, scenes=[]))
+    plain = replace(
+        preset, temporal=TemporalConfig(lowest_noise=0.3), tune=replace(preset.tune, looks=1, scenes=[])
+    )
+    assert for_what_moves(plain, clips) == plain
+
+
+def test_nothing_is_tracked_where_a_moving_camera_changes_nothing(monkeypatch):
+    monkeypatch.setattr("fym.material.track", None)
+    clips = [Clip(render(unseen_scene("camera round")), 8.0, "clip", "")]
+    fast = replace(default_config(), temporal=TemporalConfig(), tune=TuneConfig())
+    assert for_what_moves(fast, clips) == fast
 
 
 @pytest.mark.parametrize(
@@ -130,7 +141,8 @@ def test_a_moving_camera_is_learned_at_lower_noise_levels_in_one_look(motion, ca
 )
 def test_a_person_whom_the_caption_names_is_learned_at_lower_noise_levels(captions, person):
     preset = default_config()
-    config = replace(preset, clip=replace(preset.clip, path=["x"] * len(captions), prompt=captions))
+    clip = replace(preset.clip, path=["x"] * len(captions), prompt=captions)
+    config = replace(preset, clip=clip, tune=replace(preset.tune, scenes=[]))
     clips = [Clip(render(unseen_scene("square lap")), 8.0, "clip", "")] * len(captions)
     found = for_what_moves(config, clips)
     assert (found != config) == person

@@ -39,13 +39,13 @@ NAIVE = {
     "temporal.positions": "none",
     "temporal.motion_weight": 0.0,
     "temporal.lowest_noise": 0.0,
-    "temporal.camera_share": 1.0,
-    "temporal.camera_lowest_noise": 0.0,
+    "temporal.camera_lowest_noise": -1.0,
     "temporal.camera_guidance": -1.0,
     "temporal.person_lowest_noise": -1.0,
     "temporal.person_guidance": -1.0,
     "tune.optimizer": "adamw",
     "tune.looks": 1,
+    "tune.scenes": [],
 }
 PLAIN_STEPS = {"tiny": (100, 500)}  # of the stages of the baselines, where they are not the preset's
 BOTH = "both"  # as a number of steps: those of both stages
@@ -66,7 +66,7 @@ SETTINGS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("no-motion-loss", "fym without the motion loss", {"temporal.motion_weight": 0.0}),
     ("no-spatial-stage", "fym without the spatial stage", {"spatial.steps": 0}),
     ("random-heads", "fym on as many heads drawn at random", {"heads.grouping": "random"}),
-    ("one-look", "fym on the clip in its own look alone", {"tune.looks": 1}),
+    ("one-look", "fym on the clip in its own look alone", {"tune.looks": 1, "tune.scenes": []}),
     ("adamw", "fym with AdamW instead of Muon", {"tune.optimizer": "adamw"}),
     (
         "every-noise-level",

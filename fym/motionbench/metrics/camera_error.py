@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from fym.motionbench.camera import camera_path, moved, parts
+from fym.camera import camera_path, moved, parts
 from fym.motionbench.metrics.base import Measured, Metric, distance
 from fym.motionbench.pair import Pair
 from fym.tracks import LAG, Tracks

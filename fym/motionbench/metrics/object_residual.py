@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fym.motionbench.camera import camera_path, moved
+from fym.camera import camera_path, moved
 from fym.motionbench.metrics.base import Metric, distance, on_tracks
 from fym.tracks import COMPARABLE, LAG, Bools, Floats, Tracks
 

@@ -6,40 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from known_motion import halves, pan, tracks, zoom
+from known_motion import halves, pan, rolling, tracks, zoom
 
-from fym.motionbench.camera import camera_path, moved, parts
 from fym.motionbench.metrics.camera_error import camera_error
 from fym.motionbench.metrics.object_residual import object_residual
-
-
-def rolling(degrees: float, centre: float = 49.5):
-    def move(p, t):
-        c, s = np.cos(np.radians(degrees) * t), np.sin(np.radians(degrees) * t)
-        x, y = (p - centre)[..., :1], (p - centre)[..., 1:]
-        return centre + np.concatenate([c * x - s * y, s * x + c * y], -1)
-
-    return move
 
 
 def corner(dx: float, dy: float = 0.0, *, side: float = 40.0):
     """An object in the upper left corner moves, the rest stands still."""
     return lambda p, t: p + t * np.where((p < side).all(-1, keepdims=True), (dx, dy), (0.0, 0.0))
-
-
-def test_the_camera_is_found_exactly():
-    """Shift, zoom and roll of every frame pair, to the rounding of 32-bit tracks."""
-    path = camera_path(tracks(pan(1.5, -0.5)))
-    assert path.shape == (12, 2, 3)
-    assert np.allclose(path[:, :, 2], [1.5, -0.5], atol=1e-3)
-    turn, growth = parts(camera_path(tracks(rolling(2.0))))
-    assert np.allclose(np.degrees(turn), 2, atol=1e-2) and np.allclose(growth, 0, atol=1e-4)
-    turn, growth = parts(camera_path(tracks(zoom(0.02))))
-    t = np.arange(12)
-    assert np.allclose(growth, np.log((1 + 0.02 * (t + 1)) / (1 + 0.02 * t)), atol=1e-4)
-    assert np.allclose(turn, 0, atol=1e-4)
-    there = moved(camera_path(tracks(pan(1.5))), np.zeros((3, 12, 2)))
-    assert np.allclose(there, [1.5, 0], atol=1e-3)
 
 
 @pytest.mark.parametrize(("move", "reverse"), [(pan(1), pan(-1)), (rolling(2), rolling(-2))])

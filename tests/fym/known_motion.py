@@ -38,3 +38,12 @@ def zoom(rate: float, centre: float = 49.5):
 def halves(left: tuple[float, float], right: tuple[float, float], middle: float = 49.5):
     """The left half of the points moves by `left` a frame, the right half by `right`."""
     return lambda p, t: p + t * np.where(p[..., :1] < middle, left, right)
+
+
+def rolling(degrees: float, centre: float = 49.5):
+    def move(p, t):
+        c, s = np.cos(np.radians(degrees) * t), np.sin(np.radians(degrees) * t)
+        x, y = (p - centre)[..., :1], (p - centre)[..., 1:]
+        return centre + np.concatenate([c * x - s * y, s * x + c * y], -1)
+
+    return move

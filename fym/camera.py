@@ -1,0 +1,105 @@
+"""The motion of the camera, from tracks: similarity transforms between frames of a clip.
+
+Shapes: F frames, H x W pixels. A position is (x, y) in pixels, pixel centres at integers.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from fym.tracks import LAG, Bytes, Tracks
+
+Numbers = npt.NDArray[np.float64]
+
+INLIER = 1.0  # pixels between a point and where the camera's motion takes it
+FEWEST = 0.05  # share of the tracks visible in both frames; with fewer the camera is unknown
+SURE = 0.9999  # of having drawn a clean sample
+
+_similarity = partial(
+    cv2.estimateAffinePartial2D, method=cv2.RANSAC, ransacReprojThreshold=INLIER, confidence=SURE
+)
+
+
+def camera_path(tracks: Tracks, lag: int = 1) -> Numbers:
+    """Similarity transforms (F-lag, 2, 3) that take pixels of frame t to frame t+lag; nan where unknown.
+
+    RANSAC over the tracks visible in both frames: the camera is what most of the picture follows.
+    """
+    lag = min(lag, tracks.points.shape[1] - 1)
+    steps = tracks.points.shape[1] - lag
+    path = np.full((steps, 2, 3), np.nan)
+    for t in range(steps):
+        rows = tracks.visible[:, t] & tracks.visible[:, t + lag]
+        if rows.sum() < max(2, FEWEST * len(rows)):
+            continue
+        found, _ = _similarity(tracks.points[rows, t], tracks.points[rows, t + lag])
+        if found is not None:
+            path[t] = found
+    return path
+
+
+def moved(path: Numbers, points: npt.NDArray[np.floating]) -> Numbers:
+    """Where each step of a camera path (T, 2, 3) takes points (..., T, 2)."""
+    turned = np.einsum("tij,...tj->...ti", path[:, :, :2], points)
+    return np.asarray(turned + path[:, :, 2])
+
+
+def parts(path: Numbers) -> tuple[Numbers, Numbers]:
+    """Rotation in radians (T,), clockwise on the screen, and log zoom (T,) of each step."""
+    return np.arctan2(path[:, 1, 0], path[:, 0, 0]), np.log(np.hypot(path[:, 0, 0], path[:, 1, 0]))
+
+
+def moving_time(tracks: Tracks) -> float:
+    """The share of the clip's time, 0 to 1, in which the camera moves: the corners of the picture, in the
+    mean, by more than the dead zone."""
+    path = camera_path(tracks, LAG)
+    path = path[~np.isnan(path).any((1, 2))]
+    if not len(path):
+        return 0.0
+    corners = _corners(*tracks.size)[:, None]
+    ways = np.linalg.norm(moved(path, np.broadcast_to(corners, (4, len(path), 2))) - corners, axis=-1)
+    return float(np.mean(ways.mean(0) > tracks.dead_zone))
+
+
+def course(tracks: Tracks) -> Numbers:
+    """Similarity transforms (F, 3, 3) that take pixels of the first frame to every frame.
+
+    Of steps of `LAG` frames, at rest where one is unknown, and linear between: over so many frames points
+    move far enough to be told from jitter, which adds up step by step.
+    """
+    frames = tracks.points.shape[1]
+    marks = [*range(0, frames - 1, LAG), frames - 1]
+    whole = [np.eye(3)]
+    for start, end in pairwise(marks):
+        step = camera_path(tracks, end - start)[start]
+        whole.append(np.vstack([step, [0, 0, 1]]) @ whole[-1] if np.isfinite(step).all() else whole[-1])
+    now = np.arange(frames)
+    rows = [np.interp(now, marks, values) for values in np.reshape(whole, (len(marks), 9)).T]
+    return np.reshape(np.transpose(rows), (frames, 3, 3))
+
+
+def seen_from(still: Bytes, course: Numbers) -> Bytes:
+    """What a camera on that course (F, 3, 3) sees of a still (H, W, 3): (F, H, W, 3), mirrored at its edges.
+
+    The still is the view in the frame from which the others are least far away.
+    """
+    height, width = still.shape[:2]
+    corners = moved(course[:, :2], np.broadcast_to(_corners(height, width)[:, None], (4, len(course), 2)))
+    apart = np.linalg.norm(corners[:, :, None] - corners[:, None], axis=-1)  # (4, F, F)
+    back = np.linalg.inv(course[apart.sum((0, 2)).argmin()])
+    return np.stack(
+        [
+            cv2.warpAffine(still, (place @ back)[:2], (width, height), borderMode=cv2.BORDER_REFLECT_101)
+            for place in course
+        ]
+    )
+
+
+def _corners(height: int, width: int) -> Numbers:
+    """(4, 2)"""
+    return np.array([(x, y) for x in (0.0, width - 1.0) for y in (0.0, height - 1.0)])
