@@ -19,6 +19,7 @@ Numbers = npt.NDArray[np.float64]
 INLIER = 1.0  # pixels between a point and where the camera's motion takes it
 FEWEST = 0.05  # share of the tracks visible in both frames; with fewer the camera is unknown
 SURE = 0.9999  # of having drawn a clean sample
+STRIDE = 6  # frames from mark to mark of a course
 
 _similarity = partial(
     cv2.estimateAffinePartial2D, method=cv2.RANSAC, ransacReprojThreshold=INLIER, confidence=SURE
@@ -69,18 +70,25 @@ def moving_time(tracks: Tracks) -> float:
 def course(tracks: Tracks) -> Numbers:
     """Similarity transforms (F, 3, 3) that take pixels of the first frame to every frame.
 
-    Of steps of `LAG` frames, at rest where one is unknown, and linear between: over so many frames points
-    move far enough to be told from jitter, which adds up step by step.
+    Over `STRIDE` frames points move far enough to be told from jitter, which adds up from step to step; so
+    the frames between are placed from the marks before and after them alone. At rest where a step is unknown.
     """
     frames = tracks.points.shape[1]
-    marks = [*range(0, frames - 1, LAG), frames - 1]
-    whole = [np.eye(3)]
-    for start, end in pairwise(marks):
-        step = camera_path(tracks, end - start)[start]
-        whole.append(np.vstack([step, [0, 0, 1]]) @ whole[-1] if np.isfinite(step).all() else whole[-1])
-    now = np.arange(frames)
-    rows = [np.interp(now, marks, values) for values in np.reshape(whole, (len(marks), 9)).T]
-    return np.reshape(np.transpose(rows), (frames, 3, 3))
+    steps = [camera_path(tracks, lag) for lag in range(1, min(STRIDE, frames - 1) + 1)]
+
+    def step(start: int, end: int) -> Numbers:
+        found = steps[end - start - 1][start]
+        return np.vstack([found, [0, 0, 1]]) if np.isfinite(found).all() else np.eye(3)
+
+    way = [np.eye(3)]
+    for start, end in pairwise([*range(0, frames - 1, STRIDE), frames - 1]):
+        before, after = way[-1], step(start, end) @ way[-1]
+        for t in range(start + 1, end):
+            share = (t - start) / (end - start)
+            back = np.linalg.inv(step(t, end)) @ after
+            way.append((1 - share) * step(start, t) @ before + share * back)
+        way.append(after)
+    return np.stack(way)
 
 
 def seen_from(still: Bytes, course: Numbers) -> Bytes:

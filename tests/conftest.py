@@ -56,6 +56,15 @@ def tiny_family(tiny_wan):  # type: ignore[no-untyped-def]
 
 
 @pytest.fixture(scope="session")
+def panned() -> torch.Tensor:
+    """(F,H,W,3) uint8: a camera that moves over coarse noise by a pixel a frame."""
+    noise = torch.rand((1, 3, HEIGHT // 4, (WIDTH + FRAMES) // 4), generator=torch.Generator().manual_seed(0))
+    ground = torch.nn.functional.interpolate(noise, size=(HEIGHT, WIDTH + FRAMES), mode="bicubic")
+    pixels = (ground.clamp(0, 1) * 255).round().to(torch.uint8)[0].movedim(0, -1)
+    return torch.stack([pixels[:, t : t + WIDTH] for t in range(FRAMES)])
+
+
+@pytest.fixture(scope="session")
 def moving_square() -> torch.Tensor:
     """(F,H,W,3) uint8: a bright square that crosses a dark, textured ground."""
     generator = torch.Generator().manual_seed(1)

@@ -27,32 +27,35 @@ def test_the_camera_is_found_exactly():
     assert np.allclose(there, [1.5, 0], atol=1e-3)
 
 
-def test_the_course_leads_from_the_first_frame_to_every_other():
-    """At the ends of steps of four frames to the rounding of 32-bit tracks, between them straight on."""
+@pytest.mark.parametrize("frames", [2, 5, 13, 15])
+def test_the_course_leads_from_the_first_frame_to_every_other(frames):
+    """To the rounding of 32-bit tracks; in clips of whole strides, and of less."""
     points = np.random.default_rng(0).uniform(0, 100, (9, 2))
-    way = course(tracks(pan(1.5, -0.5)))
-    for t, place in enumerate(way):
-        assert np.allclose(
-            points @ place[:2, :2].T + place[:2, 2], points + t * np.array([1.5, -0.5]), atol=1e-3
-        )
-    way = course(tracks(rolling(2.0)))
-    for t, atol in ((4, 0.01), (12, 0.01), (6, 0.2)):
-        exact = rolling(2.0)(points[:, None], np.array([[[t]]]))[:, 0]
-        assert np.allclose(points @ way[t][:2, :2].T + way[t][:2, 2], exact, atol=atol)
+    for move in (pan(1.5, -0.5), rolling(2.0), zoom(0.02)):
+        way = course(tracks(move, frames=frames))
+        assert way.shape == (frames, 3, 3) and np.array_equal(way[0], np.eye(3))
+        for t, place in enumerate(way):
+            exact = move(points[:, None], np.array([[[t]]]))[:, 0]
+            assert np.allclose(points @ place[:2, :2].T + place[:2, 2], exact, atol=5e-3)
 
 
 def test_where_the_camera_is_unknown_it_rests():
     known = tracks(pan(1.5))
     visible = known.visible.copy()
-    visible[:, 5:8] = False
-    visible[:, 8] = False
+    visible[:, 7:] = False
     way = course(Tracks(known.points, visible, known.starts, known.size))
-    assert np.allclose(way[4, :2, 2], [6, 0], atol=1e-3) and np.allclose(way[12], way[4])
+    assert np.allclose(way[6, :2, 2], [9, 0], atol=1e-3) and np.allclose(way[6:], way[6])
+
+
+def rendered(name: str) -> Tracks:
+    [case] = cases(names=[name])
+    return track(case.clip()[0])
 
 
 @pytest.mark.parametrize("case", cases(part="synthetic", category="camera"), ids=lambda case: case.name)
 def test_the_course_of_rendered_cameras(case):
-    """Corners of the 48 pixel frame are 0.1 to 1.5 pixels off (arc) in the mean over the clip; most 0.25."""
+    """Corners of the 48 pixel frame are 0.02 to 0.6 pixels off (push in), mean over the clip; the camera
+    moves for 0.71 of the time (pan with a stop) or more."""
     frames, camera = case.clip()[0], case.scene.camera
     turn, zooms, centre = (
         np.broadcast_to(value, (len(frames), *np.shape(value)[1:]))
@@ -68,12 +71,13 @@ def test_the_course_of_rendered_cameras(case):
 
     corners = np.array([(0.0, 0.0), (47.0, 0.0), (0.0, 47.0), (47.0, 47.0)])
     assert np.allclose(seen(corners, 0), corners)
-    way = course(track(frames))
+    tracks = rendered(case.name)
+    way = course(tracks)
     off = [
         np.linalg.norm(corners @ place[:2, :2].T + place[:2, 2] - seen(corners, t), axis=1).mean()
         for t, place in enumerate(way)
     ]
-    assert np.mean(off) < 1.8
+    assert np.mean(off) < 0.8 and moving_time(tracks) > 0.65
 
 
 @pytest.mark.parametrize(
@@ -85,12 +89,12 @@ def test_how_long_the_camera_moves(move, share):
     assert moving_time(tracks(move)) == share
 
 
-def test_rendered_cameras_are_told_from_objects():
-    """Of all 75 rendered references, cameras move for 0.71 to 1 of the time, others for 0.27 at most."""
-    by_kind = {True: [], False: []}
-    for case in cases(part="synthetic"):
-        by_kind[case.category == "camera"].append(moving_time(track(case.clip()[0])))
-    assert max(by_kind[False]) < 0.35 and min(by_kind[True]) > 0.65
+@pytest.mark.parametrize(
+    "name", ["object/square lap", "object/triangle lap", "objects/scatter", "human/tumble"]
+)
+def test_rendered_objects_are_no_camera(name):
+    """Of the rendered references that are none the square lap moves longest, for 0.27 of its time."""
+    assert moving_time(rendered(name)) < 0.35
 
 
 def test_a_still_under_a_pan_is_the_still_shifted():

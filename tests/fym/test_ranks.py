@@ -24,6 +24,7 @@ from fym.errors import UserError
 from fym.families import load_family
 from fym.fit import fitting
 from fym.ranks import ALONE, Ranks, check_device
+from fym.video import write_clip
 
 STEPS = 3  # of each stage
 WORKER = """
@@ -107,15 +108,18 @@ leave()
 
 
 @pytest.fixture(scope="module")
-def configure(tiny_wan, clip_path):
+def configure(tiny_wan, tmp_path_factory, panned):
+    path = tmp_path_factory.mktemp("clip") / "panned.mp4"
+    write_clip(path, panned, 8)
+
     def make(**changes):
         settings = {
             "model.path": str(tiny_wan(heads=2)),
-            "clip.path": str(clip_path),
+            "clip.path": str(path),
             "clip.prompt": "an orange square",
             "heads.grouping": "all",
             "heads.seeds": 1,
-            "tune.looks": 2,
+            "tune.scenes": ["a meadow"],
             "temporal.sparse_frames": 9,
             "temporal.picking": "phase",
             "temporal.debias": True,

@@ -154,13 +154,10 @@ def test_looks_are_tuned_on_and_the_heads_judged_by_the_clip_itself(
     assert len({material.caption for material in materials}) == 3
 
 
-def test_a_moving_camera_is_tuned_on_over_scenes_too(configure, planted, tmp_path):
+def test_a_moving_camera_is_tuned_on_over_scenes_too(configure, planted, tmp_path, panned):
     """Stopped and resumed bit for bit, the stills made once; the plan names them."""
-    ground = (
-        torch.randint(0, 256, (4, 9, 3), dtype=torch.uint8).repeat_interleave(8, 0).repeat_interleave(8, 1)
-    )
     path = tmp_path / "pan.mp4"
-    write_clip(path, torch.stack([ground[:, t : t + 48] for t in range(17)]), 8)
+    write_clip(path, panned, 8)
     config = configure(clip__path=str(path), clip__prompt="a city", tune__scenes=["a meadow", "a street"])
     assert dict(dict(tune.plan(config))["Tuning"])["looks"].startswith("3: ")
     with pytest.raises(KeyboardInterrupt):
