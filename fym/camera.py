@@ -91,6 +91,11 @@ def course(tracks: Tracks) -> Numbers:
     return np.stack(way)
 
 
+def turned(course: Numbers) -> float:
+    """By how much a camera on that course (F, 3, 3) turns about its axis: the range of its angle, radians."""
+    return float(np.ptp(np.unwrap(np.arctan2(course[:, 1, 0], course[:, 0, 0]))))
+
+
 def seen_from(still: Bytes, course: Numbers) -> Bytes:
     """What a camera on that course (F, 3, 3) sees of a still (H, W, 3): (F, H, W, 3), mirrored at its edges.
 

@@ -244,8 +244,8 @@ class TuneConfig:
     scenes: list[str] = field(
         default_factory=list,
         metadata=about(
-            "further looks of a clip whose camera moves: captions of scenes, of each of which the model "
-            "draws a still for that camera to move over; scenes need things to see, or no motion is seen"
+            "further looks of a clip whose camera moves, not turning about its axis: captions of scenes, of "
+            "each of which the model draws a still for that camera to move over; they need things to see"
         ),
     )
     targets: str = option("qkvo", "projections that get an adapter", choices=("qkv", "qkvo"))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fym.cache import get_or_make
-from fym.camera import moving_time
+from fym.camera import course, moving_time, turned
 from fym.config import ClipConfig, Config, TemporalConfig
 from fym.errors import UserError
 from fym.families.base import Family
@@ -25,6 +25,7 @@ from fym.tracks import track
 from fym.video import Clip, read_clip
 
 RANDOM_PICKING = ("phase", "groups")
+TURNED = 0.2  # radians
 PERSON = re.compile(r"\b(person|people|(wo)?m[ae]n|boys?|girls?|child(ren)?|dancers?)\b", re.IGNORECASE)
 
 
@@ -55,14 +56,18 @@ def read_references(config: ClipConfig, family: Family) -> list[Clip]:
 def for_what_moves(config: Config, clips: Sequence[Clip]) -> Config:
     """The configuration as it is for references of moving objects, or that for a moving camera or a person.
 
-    See `temporal.camera_lowest_noise`, `temporal.person_lowest_noise` and docs/method-choices.md.
+    A camera that turns about its axis is not learned over other scenes. See `temporal.camera_lowest_noise`,
+    `temporal.person_lowest_noise`, `tune.scenes` and docs/method-choices.md.
     """
     temporal, tune = config.temporal, config.tune
     filmed = replace(config, tune=replace(tune, looks=1))
     filmed = _acting(filmed, temporal.camera_lowest_noise, temporal.camera_guidance)
     still = replace(config, tune=replace(tune, scenes=[]))
-    if filmed != still and _camera_moves(clips):
-        return filmed
+    if filmed != still:
+        tracks = [track(clip.frames) for clip in clips]
+        if sum(map(moving_time, tracks)) > len(tracks) / 2:
+            turns = tune.scenes and any(turned(course(one)) > TURNED for one in tracks)
+            return replace(filmed, tune=replace(filmed.tune, scenes=[])) if turns else filmed
     if any(map(PERSON.search, config.clip.captions)):
         return _acting(still, temporal.person_lowest_noise, temporal.person_guidance)
     return still
@@ -76,10 +81,6 @@ def _acting(config: Config, lowest: float, guidance: float) -> Config:
     if generate.guidance_scale < 0:
         generate = replace(generate, guidance_scale=guidance)
     return replace(config, temporal=replace(config.temporal, lowest_noise=lowest), generate=generate)
-
-
-def _camera_moves(clips: Sequence[Clip]) -> bool:
-    return sum(moving_time(track(clip.frames)) for clip in clips) > len(clips) / 2
 
 
 def encodes_later(config: TemporalConfig) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from known_motion import halves, pan, rolling, tracks, zoom
 
-from fym.camera import camera_path, course, moved, moving_time, parts, seen_from
+from fym.camera import camera_path, course, moved, moving_time, parts, seen_from, turned
 from fym.embedded.scenes import UNSEEN_CAMERA_MOVES, Ground, Scene, render
 from fym.motionbench.suite import cases
 from fym.tracks import Tracks, track
@@ -37,6 +37,13 @@ def test_the_course_leads_from_the_first_frame_to_every_other(frames):
         for t, place in enumerate(way):
             exact = move(points[:, None], np.array([[[t]]]))[:, 0]
             assert np.allclose(points @ place[:2, :2].T + place[:2, 2], exact, atol=5e-3)
+
+
+def test_by_how_much_the_camera_turns():
+    """To and fro counts once, a whole turn as one."""
+    assert turned(course(tracks(pan(1)))) == pytest.approx(0, abs=1e-3)
+    assert np.degrees(turned(course(tracks(rolling(2))))) == pytest.approx(24, abs=0.1)
+    assert np.degrees(turned(course(tracks(rolling(-30))))) == pytest.approx(360, abs=1)
 
 
 def test_where_the_camera_is_unknown_it_rests():

@@ -104,14 +104,17 @@ def test_encoding_in_advance_leaves_nothing_to_the_steps(material, monkeypatch, 
         sparse.draw(torch.Generator())
 
 
-@pytest.mark.parametrize(("motion", "camera"), [("square lap", False), ("camera round", True)])
-def test_a_moving_camera_is_learned_at_lower_noise_levels_and_over_scenes(motion, camera):
+@pytest.mark.parametrize(
+    ("motion", "camera", "scenes"),
+    [("square lap", False, False), ("camera round", True, True), ("camera turn", True, False)],
+)
+def test_a_moving_camera_is_learned_at_lower_noise_levels_and_over_scenes(motion, camera, scenes):
     """Of the rendered motions of one object, the square lap moves most of the picture."""
     clips, preset = [Clip(render(unseen_scene(motion)), 8.0, "clip", "")], default_config()
     found = for_what_moves(preset, clips)
     if camera:
         assert found.temporal.lowest_noise == preset.temporal.camera_lowest_noise > 0
-        assert found.tune.looks == 1 and found.tune.scenes == preset.tune.scenes != []
+        assert found.tune.looks == 1 and found.tune.scenes == (preset.tune.scenes if scenes else [])
         assert found.generate.guidance_scale == preset.temporal.camera_guidance > 0
         asked = replace(preset, generate=replace(preset.generate, guidance_scale=6.0))
         assert for_what_moves(asked, clips).generate.guidance_scale == 6.0
