@@ -42,7 +42,7 @@ def taken(tmp_path, monkeypatch):
     seen = []
 
     def stand_in(config, run_dir, *, console):
-        seen.append((config.clip.captions, read_references(config.clip, Model())))
+        seen.append((config.clip.captions, read_references(config.clip, Model()), config.tune.scenes))
 
     monkeypatch.setattr("fym.tune.train", stand_in)
     monkeypatch.setattr("fym.tune.classify_clip", stand_in)
@@ -62,16 +62,17 @@ def test_the_commands_take_the_frames_it_says(taken):
     blocks = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     commands = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
     found = [taken(command) for command in commands]
-    part, cropped, slower, classified, shared, described = found
+    part, cropped, slower, classified, shared, described, filmed = found
     assert numbers(part[1][0]) == list(range(12, 29))
     assert numbers(cropped[1][0]) == list(range(49))
     assert cropped[1][0].notes == ("80x90 cropped and scaled to 48x48",)
     late = np.arange(45) / 16 - np.array(numbers(slower[1][0])) / 30
     assert slower[1][0].fps == classified[1][0].fps == 16
     assert late.min() > -0.25 / 16 - 0.001 and late.max() < 1 / 30
-    assert [len(captions) for captions, _ in found] == [1, 1, 1, 1, 2, 2]
+    assert [len(captions) for captions, *_ in found] == [1, 1, 1, 1, 2, 2, 1]
     assert shared[0] == ["a red circle"] * 2 and described[0][1] == "a white star on blue"
-    assert [len(clips) for _, clips in found] == [1, 1, 1, 1, 2, 2]
+    assert [len(clips) for _, clips, _ in found] == [1, 1, 1, 1, 2, 2, 1]
+    assert filmed[2] == ["a forest path", "a market street", "books on a shelf"]
 
 
 def test_the_figures_of_the_tone_curve():

@@ -66,7 +66,7 @@ SETTINGS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("no-motion-loss", "fym without the motion loss", {"temporal.motion_weight": 0.0}),
     ("no-spatial-stage", "fym without the spatial stage", {"spatial.steps": 0}),
     ("random-heads", "fym on as many heads drawn at random", {"heads.grouping": "random"}),
-    ("one-look", "fym on the clip in its own look alone", {"tune.looks": 1, "tune.scenes": []}),
+    ("one-look", "fym on the clip in its own look and scene alone", {"tune.looks": 1, "tune.scenes": []}),
     ("adamw", "fym with AdamW instead of Muon", {"tune.optimizer": "adamw"}),
     (
         "every-noise-level",
