@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from tiny_pipelines import MODELS
 
 from fym import stills
 from fym.camera import course, seen_from
+from fym.families import load_family
 from fym.generate import generate
 from fym.stills import in_scenes, still
 from fym.tracks import track
@@ -27,6 +30,14 @@ def test_a_still_is_a_frame_of_the_model_and_is_made_once(tiny_family, tmp_path,
     for scene, seed in others.items():
         assert not torch.equal(still(tiny_family, scene, (32, 48), tmp_path, seed=seed, writes=True), made)
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_family_draws_one(name, tiny_model, tmp_path):
+    family = load_family(str(tiny_model(name)), dtype="float32", device="cpu")
+    size = family.default_height, family.default_width
+    made = still(family, "a meadow", size, tmp_path, seed=0, writes=False)
+    assert made.shape == (*size, 3) and made.dtype == torch.uint8 and made.float().std() > 0
 
 
 def test_every_clip_goes_over_every_scene(tiny_family, tmp_path, panned):
