@@ -32,16 +32,16 @@ def camera_path(tracks: Tracks, lag: int = 1) -> Numbers:
     RANSAC over the tracks visible in both frames: the camera is what most of the picture follows.
     """
     lag = min(lag, tracks.points.shape[1] - 1)
-    steps = tracks.points.shape[1] - lag
-    path = np.full((steps, 2, 3), np.nan)
-    for t in range(steps):
-        rows = tracks.visible[:, t] & tracks.visible[:, t + lag]
-        if rows.sum() < max(2, FEWEST * len(rows)):
-            continue
-        found, _ = _similarity(tracks.points[rows, t], tracks.points[rows, t + lag])
-        if found is not None:
-            path[t] = found
-    return path
+    return np.stack([_step(tracks, t, t + lag) for t in range(tracks.points.shape[1] - lag)])
+
+
+def _step(tracks: Tracks, start: int, end: int) -> Numbers:
+    """(2, 3), from one frame to another."""
+    rows = tracks.visible[:, start] & tracks.visible[:, end]
+    if rows.sum() < max(2, FEWEST * len(rows)):
+        return np.full((2, 3), np.nan)
+    found, _ = _similarity(tracks.points[rows, start], tracks.points[rows, end])
+    return np.full((2, 3), np.nan) if found is None else np.asarray(found, np.float64)
 
 
 def moved(path: Numbers, points: npt.NDArray[np.floating]) -> Numbers:
@@ -62,8 +62,8 @@ def moving_time(tracks: Tracks) -> float:
     path = path[~np.isnan(path).any((1, 2))]
     if not len(path):
         return 0.0
-    corners = _corners(*tracks.size)[:, None]
-    ways = np.linalg.norm(moved(path, np.broadcast_to(corners, (4, len(path), 2))) - corners, axis=-1)
+    rest = np.eye(3)[None, :2]
+    ways = np.linalg.norm(_corners(path, tracks.size) - _corners(rest, tracks.size), axis=-1)
     return float(np.mean(ways.mean(0) > tracks.dead_zone))
 
 
@@ -74,10 +74,9 @@ def course(tracks: Tracks) -> Numbers:
     the frames between are placed from the marks before and after them alone. At rest where a step is unknown.
     """
     frames = tracks.points.shape[1]
-    steps = [camera_path(tracks, lag) for lag in range(1, min(STRIDE, frames - 1) + 1)]
 
     def step(start: int, end: int) -> Numbers:
-        found = steps[end - start - 1][start]
+        found = _step(tracks, start, end)
         return np.vstack([found, [0, 0, 1]]) if np.isfinite(found).all() else np.eye(3)
 
     way = [np.eye(3)]
@@ -93,7 +92,7 @@ def course(tracks: Tracks) -> Numbers:
 
 def turned(course: Numbers) -> float:
     """By how much a camera on that course (F, 3, 3) turns about its axis: the range of its angle, radians."""
-    return float(np.ptp(np.unwrap(np.arctan2(course[:, 1, 0], course[:, 0, 0]))))
+    return float(np.ptp(np.unwrap(parts(course)[0])))
 
 
 def seen_from(still: Bytes, course: Numbers) -> Bytes:
@@ -102,7 +101,7 @@ def seen_from(still: Bytes, course: Numbers) -> Bytes:
     The still is the view in the frame from which the others are least far away.
     """
     height, width = still.shape[:2]
-    corners = moved(course[:, :2], np.broadcast_to(_corners(height, width)[:, None], (4, len(course), 2)))
+    corners = _corners(course[:, :2], (height, width))
     apart = np.linalg.norm(corners[:, :, None] - corners[:, None], axis=-1)  # (4, F, F)
     back = np.linalg.inv(course[apart.sum((0, 2)).argmin()])
     return np.stack(
@@ -113,6 +112,8 @@ def seen_from(still: Bytes, course: Numbers) -> Bytes:
     )
 
 
-def _corners(height: int, width: int) -> Numbers:
-    """(4, 2)"""
-    return np.array([(x, y) for x in (0.0, width - 1.0) for y in (0.0, height - 1.0)])
+def _corners(path: Numbers, size: tuple[int, int]) -> Numbers:
+    """(4, T, 2): where each step of a camera path (T, 2, 3) takes the corners of a picture (H, W)."""
+    height, width = size
+    corners = np.array([(x, y) for x in (0.0, width - 1.0) for y in (0.0, height - 1.0)])
+    return moved(path, np.broadcast_to(corners[:, None], (4, len(path), 2)))

@@ -21,7 +21,6 @@ from fym.config import ClipConfig, Config, TemporalConfig
 from fym.errors import UserError
 from fym.families.base import Family
 from fym.positions import COMPRESSION, latent_frames, sparse_frames, time_positions
-from fym.tracks import track
 from fym.video import Clip, read_clip
 
 RANDOM_PICKING = ("phase", "groups")
@@ -63,11 +62,9 @@ def for_what_moves(config: Config, clips: Sequence[Clip]) -> Config:
     filmed = replace(config, tune=replace(tune, looks=1))
     filmed = _acting(filmed, temporal.camera_lowest_noise, temporal.camera_guidance)
     still = replace(config, tune=replace(tune, scenes=[]))
-    if filmed != still:
-        tracks = [track(clip.frames) for clip in clips]
-        if sum(map(moving_time, tracks)) > len(tracks) / 2:
-            turns = tune.scenes and any(turned(course(one)) > TURNED for one in tracks)
-            return replace(filmed, tune=replace(filmed.tune, scenes=[])) if turns else filmed
+    if filmed != still and sum(moving_time(clip.tracks) for clip in clips) > len(clips) / 2:
+        turns = tune.scenes and any(turned(course(clip.tracks)) > TURNED for clip in clips)
+        return replace(filmed, tune=replace(filmed.tune, scenes=[])) if turns else filmed
     if any(map(PERSON.search, config.clip.captions)):
         return _acting(still, temporal.person_lowest_noise, temporal.person_guidance)
     return still

@@ -116,12 +116,13 @@ class Ranks:
                 dist.all_reduce(torch.zeros(1), group=self.patient)
 
     @contextmanager
-    def first_ahead(self) -> Iterator[None]:
-        """A block that the first process goes through before the others, which find the files it wrote."""
-        if not self.first:
+    def first_ahead(self, *, together: bool = False) -> Iterator[None]:
+        """A block that the first process goes through before the others, which find the files it wrote; or
+        all of them `together`."""
+        if not self.first and not together:
             self.wait()
         yield
-        if self.first:
+        if self.first and not together:
             self.wait()
 
 

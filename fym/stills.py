@@ -13,7 +13,6 @@ from fym.cache import get_or_make
 from fym.camera import course, seen_from
 from fym.families.base import Family
 from fym.generate import generate
-from fym.tracks import track
 from fym.video import Clip
 
 
@@ -23,7 +22,7 @@ def in_scenes(
     """Each clip's camera over every scene, with the scene's caption. cache: where the stills are kept."""
     made = []
     for clip in clips if scenes else ():
-        way = course(track(clip.frames))
+        way = course(clip.tracks)
         for number, scene in enumerate(scenes):
             frame = still(family, scene, clip.frames.shape[1:3], cache, seed=seed + number, writes=writes)
             made.append((replace(clip, frames=torch.from_numpy(seen_from(frame.numpy(), way))), scene))

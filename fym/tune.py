@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +102,7 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
         console.table(title, rows)
     timings = Timings(run_dir / "timings.json", family.device, writes=ranks.first)
     described = in_looks(clips, config.clip.captions, config.tune.looks)
-    with nullcontext() if family.sharded else ranks.first_ahead(), timings.measure("cache"):
+    with ranks.first_ahead(together=family.sharded), timings.measure("cache"):
         described += in_scenes(
             family, clips, config.tune.scenes, run_dir / "cache", seed=config.tune.seed, writes=ranks.first
         )
@@ -118,7 +117,7 @@ def train(config: Config, run_dir: Path, *, console: Console, family: Family | N
         if acts:
             samples.encode(family)
         family.free_encoders(keep_vae=encodes_later(config.temporal))
-    with nullcontext() if family.sharded else ranks.first_ahead():
+    with ranks.first_ahead(together=family.sharded):
         references = materials[: len(clips)]
         head_map = _classified(config, run_dir, family, references, timings, console, ranks)
     state, resumed = begin(config, run_dir, family, clips, head_map)

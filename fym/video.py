@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -24,6 +25,7 @@ from torch import Tensor
 from fym.errors import UserError
 from fym.files import new_folder, write_file
 from fym.sources import RATE_TOLERANCE, SD_HEIGHT, SD_WIDTH, Decoded, Picture, Shot, open_source
+from fym.tracks import Tracks, track
 
 LARGEST_BYTES = 4 << 30  # of frames held in memory
 LONGEST_PAUSE = 10  # seconds between two frames
@@ -41,6 +43,10 @@ class Clip:
     path: str
     sha256: str
     notes: tuple[str, ...] = ()  # what was done to the pictures that a user may want to know
+
+    @cached_property
+    def tracks(self) -> Tracks:
+        return track(self.frames)
 
 
 def read_clip(

@@ -127,7 +127,7 @@ def test_a_moving_camera_is_learned_at_lower_noise_levels_and_over_scenes(motion
 
 
 def test_nothing_is_tracked_where_a_moving_camera_changes_nothing(monkeypatch):
-    monkeypatch.setattr("fym.material.track", None)
+    monkeypatch.setattr("fym.video.track", None)
     clips = [Clip(render(unseen_scene("camera round")), 8.0, "clip", "")]
     fast = replace(default_config(), temporal=TemporalConfig(), tune=TuneConfig())
     assert for_what_moves(fast, clips) == fast

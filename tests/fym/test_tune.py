@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from tuning import STEPS, InterruptingConsole, assert_same, log_of, run
+from tuning import STEPS, InterruptingConsole, assert_same, log_of, run, stopped_and_straight
 
 from fym import tune
 from fym.checkpoint import load_checkpoint
@@ -103,12 +103,7 @@ def test_several_references_are_drawn_from_in_both_stages(configure, planted, tm
     write_clip(paths[0], moving_square, 8)
     write_clip(paths[1], 255 - moving_square[:13], 8)
     config = configure(clip__path=paths, clip__prompt=["a square", "a dark square"])
-    with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path / "stopped", InterruptingConsole("temporal", 2))
-    run(config, tmp_path / "stopped")
-    run(config, tmp_path / "straight")
-    assert_same(tmp_path / "stopped", tmp_path / "straight")
-    about = load_motion_file(tmp_path / "straight" / "motion.safetensors").metadata
+    about = load_motion_file(stopped_and_straight(config, tmp_path) / "motion.safetensors").metadata
     assert about["caption"] == "a square; a dark square"
     assert [one["size"][0] for one in about["references"]] == [17, 13]
     assert [one["caption"] for one in about["references"]] == config.clip.prompt
@@ -160,12 +155,7 @@ def test_a_moving_camera_is_tuned_on_over_scenes_too(configure, planted, tmp_pat
     write_clip(path, panned, 8)
     config = configure(clip__path=str(path), clip__prompt="a city", tune__scenes=["a meadow", "a street"])
     assert dict(dict(tune.plan(config))["Tuning"])["looks"].startswith("3: ")
-    with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path / "stopped", InterruptingConsole("temporal", 2))
-    run(config, tmp_path / "stopped")
-    run(config, tmp_path / "straight")
-    assert_same(tmp_path / "stopped", tmp_path / "straight")
-    about = load_motion_file(tmp_path / "straight" / "motion.safetensors").metadata
+    about = load_motion_file(stopped_and_straight(config, tmp_path) / "motion.safetensors").metadata
     assert about["looks"] == 3 and about["caption"] == "a city"
 
 

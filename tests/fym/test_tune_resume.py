@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tuning import STEPS, InterruptingConsole, assert_same, log_of, run
+from tuning import STEPS, InterruptingConsole, assert_same, log_of, run, stopped_and_straight
 
 from fym import tune
 from fym.checkpoint import load_checkpoint
@@ -78,11 +78,7 @@ def test_sigterm_and_a_stop_file_do_what_ctrl_c_does(uninterrupted, configure, t
 )
 def test_random_data_resumes_bit_for_bit_too(options, configure, planted, tmp_path):
     """Here the picked frames, or the looks, come from the generator as well."""
-    run(configure(**options), tmp_path / "straight")
-    with pytest.raises(KeyboardInterrupt):
-        run(configure(**options), tmp_path / "stopped", InterruptingConsole("temporal", 2))
-    run(configure(**options), tmp_path / "stopped")
-    assert_same(tmp_path / "straight", tmp_path / "stopped")
+    stopped_and_straight(configure(**options), tmp_path)
 
 
 def test_killed_at_any_moment_it_resumes_to_the_same_result(uninterrupted, configure, tmp_path):

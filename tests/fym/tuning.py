@@ -3,6 +3,7 @@
 import json
 import signal
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -37,6 +38,16 @@ def adapters_of(folder):
 def assert_same(one, other):
     for a, b in zip(adapters_of(one), adapters_of(other), strict=True):
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def stopped_and_straight(config, folder):
+    """The folder of a run that nothing stopped, after one that was stopped and resumed came out the same."""
+    with pytest.raises(KeyboardInterrupt):
+        run(config, folder / "stopped", InterruptingConsole("temporal", 2))
+    run(config, folder / "stopped")
+    run(config, folder / "straight")
+    assert_same(folder / "stopped", folder / "straight")
+    return folder / "straight"
 
 
 def log_of(folder):
